@@ -1,0 +1,40 @@
+# Every target sets up what it needs in .venv, once. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two ranks share this machine's cores: one thread each keeps them from getting in each other's way.
+TWO_RANKS := OMP_NUM_THREADS=1 $(BIN)/composer -n 2 -m pytest -m world_size -p no:cacheprovider -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## install everything at the locked versions into .venv
+
+.venv/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,demo]'
+	@touch $@
+
+demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
+	$(BIN)/python -m vlm_composer.demo
+
+test: setup ## run every test, on one process and on two ranks
+	$(BIN)/python -m pytest
+	$(TWO_RANKS)
+
+test-fast: setup ## run the tests that take under ten seconds each
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup ## check style, types and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove environment, demo and runs
+	rm -rf .venv demo runs *.egg-info

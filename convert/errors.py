@@ -1,0 +1,44 @@
+"""What can be wrong with a run (`ConversionError`) and with one item of it (`Rejected`)."""
+
+from enum import StrEnum
+
+
+class ConversionError(ValueError):
+    """The run cannot go on, for a reason that its caller can mend. The message says how."""
+
+
+class Reason(StrEnum):
+    """Why an item is rejected: the field `reason` of a line in rejects.jsonl."""
+
+    NOT_AN_OBJECT = "not_an_object"
+    BAD_ID = "bad_id"
+    BAD_IMAGE_FIELD = "bad_image_field"
+    NO_CONVERSATION = "no_conversation"
+    BAD_TURN = "bad_turn"
+    NO_HUMAN_TURN = "no_human_turn"
+    NO_GPT_TURN = "no_gpt_turn"
+    EMPTY_ANSWER = "empty_answer"
+    SEVERAL_PLACEHOLDERS = "several_placeholders"
+    PLACEHOLDER_IN_ANSWER = "placeholder_in_answer"
+    NOT_UNICODE = "not_unicode"
+    MISSING_IMAGE = "missing_image"
+    OUTSIDE_IMAGES_ROOT = "outside_images_root"
+    UNREADABLE_IMAGE = "unreadable_image"
+    NOT_AN_IMAGE = "not_an_image"
+    BROKEN_IMAGE = "broken_image"
+    BAD_DIMENSIONS = "bad_dimensions"
+    TOO_LARGE = "too_large"
+
+
+class Rejected(Exception):
+    """One item cannot become a sample. The run goes on without it.
+
+    Args:
+        reason: The class of the fault, counted in summary.json.
+        detail: What was found, for whoever has to mend the source.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

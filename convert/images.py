@@ -1,0 +1,70 @@
+"""Decodes every image once, here, so that training never meets one that it cannot decode."""
+
+import warnings
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from convert.errors import Reason, Rejected
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""What is taken for an image. Pillow opens fifty others, some through outside programs."""
+
+MAX_PIXELS = 1 << 26
+"""8192 × 8192: more, in a file of captions, is a decompression bomb (or 200 MB for one sample)."""
+
+MIN_SIDE = 2
+"""Pixels. An image one pixel wide or high is a tracking pixel or a rule, not a picture."""
+
+MAX_ASPECT = 100
+"""Long side over short side."""
+
+
+def check_image(data: bytes) -> tuple[int, int]:
+    """Decodes an image in full, after a look at its header for absurd dimensions.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        Rejected: If it is not an image of one of `FORMATS`, its dimensions are absurd, or it
+            cannot be decoded to the end and converted to RGB.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header only
+                width, height = image.size
+                _check_dimensions(width, height)
+                image.convert("RGB")  # decodes; an animation gives its first frame
+        return width, height
+    except Rejected:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise Rejected(Reason.BAD_DIMENSIONS, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise Rejected(
+            Reason.NOT_AN_IMAGE, f"{len(data)} bytes that start with {data[:8]!r}"
+        ) from error
+    except Exception as error:
+        # Bad data makes Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
+        # IndexError, zlib.error, … None of them is worth stopping a run of 558,128 images.
+        raise Rejected(Reason.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _check_dimensions(width: int, height: int) -> None:
+    short, long = min(width, height), max(width, height)
+    if width * height > MAX_PIXELS:
+        raise Rejected(
+            Reason.BAD_DIMENSIONS, f"{width} × {height} is over the limit of {MAX_PIXELS} pixels"
+        )
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise Rejected(
+            Reason.BAD_DIMENSIONS,
+            f"{width} × {height}: both sides must be at least {MIN_SIDE} pixels, and the long one "
+            f"at most {MAX_ASPECT} times the short one",
+        )

@@ -1,0 +1,243 @@
+"""What a conversion writes, to a folder and to a real S3 server, and what it leaves alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert import ConversionError
+
+SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
+
+
+def shards_of(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "index.json").read_text())["shards"]
+
+
+def test_samples_read_back_as_they_were(pairs: Any) -> None:
+    pairs.add(30)
+    summary = pairs.convert(**SMALL)
+    assert (summary.train, summary.eval) == (24, 6)
+    samples = {side: pairs.read(side) for side in ("train", "eval")}
+    by_id = {item["id"]: item for item in pairs.items}
+    for side in samples.values():
+        assert [s["id"] for s in side] == sorted(s["id"] for s in side)  # the source's order
+        for sample in side:
+            item = by_id.pop(sample["id"])
+            assert sample == {
+                "id": item["id"],
+                "image": (pairs.images / item["image"]).read_bytes(),
+                "prompt": item["conversations"][0]["value"],
+                "answer": item["conversations"][1]["value"],
+            }
+    assert not by_id
+
+
+def test_every_shard_has_hashes_and_samples(pairs: Any) -> None:
+    pairs.add(30)
+    summary = pairs.convert(**SMALL)
+    for side in ("train", "eval"):
+        shards = shards_of(pairs.out / side)
+        assert len(shards) == summary.shards[side] > 1
+        for shard in shards:
+            assert set(shard["raw_data"]["hashes"]) == {"sha1", "xxh64"}
+            assert shard["samples"] > 0
+            assert shard["raw_data"]["bytes"] <= SMALL["size_limit"]
+
+
+def test_summary(pairs: Any) -> None:
+    pairs.add(20)
+    summary = pairs.convert(max_samples=10, eval_ratio=0.2, seed=3)
+    written = json.loads((pairs.out / "summary.json").read_text())
+    assert written == json.loads(summary.to_json())
+    assert written["source_items"] == 20
+    assert written["samples_in"] == 10 == written["train"] + written["eval"]
+    assert written["bytes"] == sum(path.stat().st_size for path in pairs.out.rglob("*.mds"))
+    assert written["seconds"] > 0
+    assert written["images"]["width"] == {"min": 32, "max": 32, "mean": 32.0}
+    assert written["images"]["height"] == {"min": 24, "max": 24, "mean": 24.0}
+    assert written["arguments"]["seed"] == 3
+    assert written["arguments"]["max_samples"] == 10
+    assert set(written["versions"]) >= {"vlm-composer", "mosaicml-streaming", "pillow"}
+
+
+def test_the_same_arguments_write_the_same_bytes(pairs: Any) -> None:
+    pairs.add(20)
+    pairs.convert(**SMALL)
+    first = {name: (pairs.out / name).read_bytes() for name in pairs.files()}
+    pairs.convert(**SMALL, overwrite=True)
+    second = {name: (pairs.out / name).read_bytes() for name in pairs.files()}
+    del first["summary.json"], second["summary.json"]
+    assert first == second
+
+
+def test_without_an_eval_side(pairs: Any) -> None:
+    pairs.add(3)
+    summary = pairs.convert(eval_ratio=0)
+    assert (summary.train, summary.eval) == (3, 0)
+    assert pairs.files() == [
+        "rejects.jsonl", "summary.json", "train/index.json", "train/shard.00000.mds",
+    ]  # fmt: skip
+
+
+def test_a_data_set_is_refused_and_overwritten_whole(pairs: Any) -> None:
+    pairs.add(30)
+    pairs.convert(**SMALL)
+    before = pairs.files()
+    with pytest.raises(ConversionError, match=r"already holds \d+ files .* --overwrite"):
+        pairs.convert(**SMALL)
+    assert pairs.files() == before
+
+    pairs.convert(max_samples=2, eval_ratio=0, overwrite=True)
+    assert [name for name in pairs.files() if name.endswith(".mds")] == ["train/shard.00000.mds"]
+    assert len(pairs.ids("train")) == 2
+
+
+def test_a_mistake_in_the_source_leaves_the_old_data_set_alone(pairs: Any) -> None:
+    pairs.add(5)
+    pairs.convert()
+    before = pairs.files()
+    pairs.items.clear()
+    with pytest.raises(ConversionError, match="empty list"):
+        pairs.convert(overwrite=True)
+    assert pairs.files() == before
+
+
+@pytest.mark.parametrize("name", ["train/notes.txt", "eval/sub/shard.00000.mds", "train/.hidden"])
+def test_files_of_others_are_never_deleted(pairs: Any, name: str) -> None:
+    pairs.add(5)
+    theirs = pairs.out / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(ConversionError, match=f"no conversion wrote, such as {name}"):
+        pairs.convert(overwrite=True)
+    assert pairs.files() == [name]
+
+
+def test_files_beside_the_data_set_stay(pairs: Any) -> None:
+    pairs.add(5)
+    pairs.out.mkdir()
+    (pairs.out / "README").write_text("mine")
+    pairs.convert()
+    assert (pairs.out / "README").read_text() == "mine"
+
+
+def test_a_folder_with_a_colon_in_its_name(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs.add(3)
+    monkeypatch.chdir(pairs.folder)
+    pairs.convert("s3:data")  # streaming would take it for a URL
+    assert (pairs.folder / "s3:data" / "train" / "index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("ftp://host/prefix", "one of s3://, gs://, azure://"),
+        ("file:///tmp/x", "one of s3://, gs://, azure://"),
+        ("s3:///prefix", "give s3://bucket/prefix"),
+        ("s3://bucket/a?b", r"without \? or #"),
+        ("s3://bucket/a#b", r"without \? or #"),
+    ],
+)
+def test_malformed_urls(pairs: Any, url: str, problem: str) -> None:
+    pairs.add(3)
+    with pytest.raises(ConversionError, match=problem):
+        pairs.convert(url)
+
+
+def test_a_killed_run_does_not_look_complete(pairs: Any) -> None:
+    """SIGKILL amid the shards: no index, refused without overwrite, and overwritten whole."""
+    pairs.add(100)
+    good = list(pairs.items)
+    pairs.items *= 300
+    script = (
+        "import sys; from convert import convert_llava; "
+        "convert_llava(*sys.argv[1:], size_limit=1 << 12, show_progress=False)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, pairs.write_json(), pairs.images, pairs.out],
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        while not (pairs.out / "train" / "shard.00002.mds").exists():
+            assert run.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+
+    assert not [name for name in pairs.files() if name.endswith(("index.json", "summary.json"))]
+    pairs.items = good
+    with pytest.raises(ConversionError, match="already holds"):
+        pairs.convert(**SMALL)
+    summary = pairs.convert(**SMALL, overwrite=True)
+    assert sorted(pairs.ids("train") + pairs.ids("eval")) == [item["id"] for item in good]
+    assert len(list(pairs.out.rglob("*.mds"))) == sum(summary.shards.values())
+
+
+@pytest.mark.s3
+class TestS3:
+    """The same promises, kept by a real S3 server."""
+
+    def test_samples_read_back_as_they_were(self, pairs: Any, s3_server: Any) -> None:
+        pairs.add(60)
+        url = s3_server.make_bucket("convert-round-trip") + "/some/prefix"
+        summary = pairs.convert(url, **SMALL)
+        assert summary.shards["train"] > 8  # more than may wait for their upload
+        assert s3_server.keys("convert-round-trip") == sorted(
+            [
+                *(f"some/prefix/{name}" for name in ("rejects.jsonl", "summary.json")),
+                *(f"some/prefix/{side}/index.json" for side in ("train", "eval")),
+                *(
+                    f"some/prefix/{side}/shard.{number:05}.mds"
+                    for side, count in summary.shards.items()
+                    for number in range(count)
+                ),
+            ]
+        )
+        samples = pairs.read("train", remote=url) + pairs.read("eval", remote=url)
+        assert {s["id"]: s["image"] for s in samples} == {
+            item["id"]: (pairs.images / item["image"]).read_bytes() for item in pairs.items
+        }
+
+    def test_a_data_set_is_refused_and_overwritten_whole(self, pairs: Any, s3_server: Any) -> None:
+        pairs.add(30)
+        url = s3_server.make_bucket("convert-overwrite")
+        pairs.convert(url, **SMALL)
+        before = s3_server.keys("convert-overwrite")
+        with pytest.raises(ConversionError, match="already holds"):
+            pairs.convert(url, **SMALL)
+        assert s3_server.keys("convert-overwrite") == before
+        pairs.convert(url, max_samples=2, eval_ratio=0, overwrite=True)
+        assert s3_server.keys("convert-overwrite") == [
+            "rejects.jsonl", "summary.json", "train/index.json", "train/shard.00000.mds",
+        ]  # fmt: skip
+
+    def test_too_many_rejects_leave_only_their_list(self, pairs: Any, s3_server: Any) -> None:
+        pairs.add(60)
+        pairs.add(2, image="nothing.jpg")
+        url = s3_server.make_bucket("convert-rejects") + "/prefix/"
+        with pytest.raises(ConversionError, match=r"s3://convert-rejects/prefix/rejects\.jsonl"):
+            pairs.convert(url, **SMALL)
+        assert s3_server.keys("convert-rejects") == ["prefix/rejects.jsonl"]
+
+    def test_a_bucket_that_does_not_exist(self, pairs: Any, s3_server: Any) -> None:
+        pairs.add(3)
+        with pytest.raises(ConversionError, match="could not reach s3://convert-nowhere"):
+            pairs.convert("s3://convert-nowhere/prefix")
+
+    def test_nothing_stays_on_the_local_disk(
+        self, pairs: Any, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        staging = pairs.folder / "staging"
+        staging.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", os.fspath(staging))
+        pairs.add(5)
+        pairs.convert(s3_server.make_bucket("convert-staging"))
+        assert not list(staging.iterdir())

@@ -1,0 +1,101 @@
+"""From shards to batches and micro-batches."""
+
+import pytest
+import torch
+from tiny import byte_tokenizer
+
+from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
+from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.template import IGNORE_INDEX, Template
+
+
+@pytest.fixture
+def encoder():
+    return SampleEncoder(
+        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64), image_size=16
+    )
+
+
+@pytest.fixture
+def captions(encoder, shards):
+    return StreamingCaptions(encoder, local=str(shards / "train"), batch_size=4)
+
+
+def test_a_sample_of_the_shards_is_encoded(captions, encoder):
+    sample = captions[1]
+    assert sample["pixel_values"].shape == (3, 16, 16)
+    text = encoder.template.tokenizer.decode(sample["input_ids"])
+    answer = [token for token in sample["labels"].tolist() if token != IGNORE_INDEX]
+    assert text.count("<image_patch>") == 4
+    assert text.endswith(encoder.template.tokenizer.decode(answer))
+    assert set(sample) == {"id", "pixel_values", "input_ids", "labels", "num_cut"}
+
+
+def test_an_error_names_the_sample(shards):
+    short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
+    captions = StreamingCaptions(
+        SampleEncoder(short, image_size=16), local=str(shards / "train"), batch_size=4
+    )
+    with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
+        captions[0]
+
+
+def test_an_image_that_cannot_be_read_names_the_sample(encoder):
+    with pytest.raises(ValueError, match="sample x9: 3 bytes that are not"):
+        encoder({"id": "x9", "image": b"abc", "prompt": "<image>", "answer": "y"})
+
+
+def batch_of(captions, indices):
+    return Collator(256)([captions[i] for i in indices])
+
+
+def test_a_batch_is_padded_on_the_right(captions):
+    batch = batch_of(captions, range(6))
+    for row, index in enumerate(range(6)):
+        sample = captions[index]
+        length = len(sample["input_ids"])
+        assert batch["ids"][row] == sample["id"]
+        assert torch.equal(batch["input_ids"][row, :length], sample["input_ids"])
+        assert torch.equal(batch["labels"][row, :length], sample["labels"])
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (
+            batch["input_ids"].shape[1] - length
+        )
+        assert (batch["labels"][row, length:] == IGNORE_INDEX).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 9])
+def test_microbatches_hold_the_batch_and_no_needless_padding(captions, size):
+    batch = batch_of(captions, range(6))
+    parts = split_batch(batch, size)
+    assert [name for part in parts for name in part["ids"]] == batch["ids"]
+    assert max(len(part["ids"]) for part in parts) <= size
+    for part in parts:
+        assert part["input_ids"].shape[1] == part["attention_mask"].sum(1).max()
+        assert part["labels"].shape == part["input_ids"].shape == part["attention_mask"].shape
+    for key in ("total", "loss_generating"):
+        assert sum(num_tokens(part)[key] for part in parts) == num_tokens(batch)[key]
+    assert sum(map(num_samples, parts)) == 6
+
+
+def test_loss_tokens_are_counted_as_the_model_takes_them(captions):
+    batch = batch_of(captions, [0])
+    answer = (captions[0]["labels"] != IGNORE_INDEX).sum()
+    assert num_tokens(batch) == {
+        "total": len(captions[0]["input_ids"]),
+        "loss_generating": int(answer),
+    }
+
+
+def test_mismatched_images_are_those_of_another_sample(captions):
+    right, wrong = CaptionsByIndex(captions), CaptionsByIndex(captions, image_shift=1)
+    assert len(right) == len(wrong) == captions.num_samples
+    for index in (0, 3, len(right) - 1):
+        assert torch.equal(right[index]["input_ids"], wrong[index]["input_ids"])
+        other = right[(index + 1) % len(right)]["pixel_values"]
+        assert torch.equal(wrong[index]["pixel_values"], other)
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_shift_that_changes_nothing_is_refused(captions, turns):
+    with pytest.raises(ValueError, match="gives each its own image"):
+        CaptionsByIndex(captions, image_shift=turns * captions.num_samples)

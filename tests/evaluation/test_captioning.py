@@ -1,0 +1,47 @@
+"""Captions are what greedy decoding without a cache gives, and batches change nothing."""
+
+import pytest
+import torch
+from tiny import byte_tokenizer, tiny_llama, tiny_qwen3, tiny_siglip
+
+from vlm_composer.data.template import Template
+from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.models.connector import Connector
+from vlm_composer.models.projector import MLPProjector
+from vlm_composer.models.resampler import PerceiverResampler
+from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.vlm import VisionLanguageModel
+
+
+def greedy(model, template, image, prompt, steps):
+    """One token at a time, the whole sequence anew each time."""
+    ids = list(template.encode_prompt(prompt))
+    start = len(ids)
+    with torch.no_grad():
+        tokens = model.connector(model.vision_tower(image[None]))
+        for _ in range(steps):
+            embeds = model.build_inputs_embeds(torch.tensor([ids]), tokens)
+            hidden = model.language_model.decode(embeds)
+            ids.append(int(model.language_model.head(hidden[:, -1]).argmax()))
+            if ids[-1] == template.tokenizer.eos_token_id:
+                break
+    return template.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama])
+def test_captions_equal_decoding_token_by_token(llm):
+    template = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64)
+    model = VisionLanguageModel(
+        VisionTower(tiny_siglip()),
+        Connector(
+            PerceiverResampler(48, num_latents=4, num_heads=2, head_dim=16), MLPProjector(32, 64)
+        ),
+        LanguageModel(llm()),
+        template.image_token_id,
+    ).eval()
+    with torch.no_grad():
+        model.connector.projector.fc2.weight.mul_(20)  # so that images differ
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    captions = caption_images(model, template, images, "<image>\nWhat?", max_new_tokens=9)
+    assert captions == [greedy(model, template, i, "<image>\nWhat?", 9) for i in images]
+    assert len(set(captions)) > 1

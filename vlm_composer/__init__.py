@@ -1,0 +1,1 @@
+"""Stage-1 connector training for vision-language models, on Composer and StreamingDataset."""

@@ -1,0 +1,243 @@
+"""From the configuration to the parts: template, model, loaders.
+
+The one place that knows both the yaml and the classes; `train.py`, `plan.py` and the demo build
+with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from composer import DataSpec, Evaluator
+from composer.utils import dist
+from streaming import StreamingDataLoader
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from vlm_composer.config import (
+    DatasetConfig,
+    LoaderConfig,
+    TowerConfig,
+    TrainConfig,
+    VisionTowerConfig,
+)
+from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
+from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.images import preprocessor_settings
+from vlm_composer.data.template import Template
+from vlm_composer.models.connector import Connector
+from vlm_composer.models.projector import MLPProjector
+from vlm_composer.models.resampler import PerceiverResampler
+from vlm_composer.models.towers import (
+    LanguageModel,
+    VisionTower,
+    bundled_or_given,
+    load_language_model,
+    load_vision_model,
+)
+from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.training.hardware import storage_dtype
+
+log = logging.getLogger(__name__)
+
+
+def assemble_template(config: TrainConfig) -> Template:
+    """Load the tokenizer and make the template.
+
+    Raises:
+        OSError: The tokenizer is neither a folder nor on a hub that can be reached.
+        ValueError: It lacks a token that the template needs.
+    """
+    name = config.language_model.tokenizer or config.language_model.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=config.language_model.revision or "main"
+        )
+    except KeyError as error:  # transformers knows no tokenizer for a model of that type
+        raise ValueError(f"{name} has no tokenizer; set language_model.tokenizer") from error
+    return Template(
+        tokenizer,
+        num_image_tokens=config.connector.resampler.num_latents,
+        max_seq_len=config.max_seq_len,
+        add_bos=config.add_bos,
+    )
+
+
+def assemble_model(
+    config: TrainConfig, device: str, image_token_id: int | None = None
+) -> VisionLanguageModel:
+    """Build the towers and the connector.
+
+    Random parts are drawn from torch's global generator, the connector last; on the meta device
+    nothing is read or drawn.
+
+    Args:
+        config: The run.
+        device: "cpu" or "gpu", for the choice of dtypes; the model is built on torch's default
+            device.
+        image_token_id: Id of `<image_patch>`; None takes the last row of the table, for models that
+            only plan.
+
+    Returns:
+        The model, towers frozen.
+    """
+    mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
+    vision_tower = VisionTower(
+        load_vision_model(**_tower_options(config.vision_tower, device)),
+        layer=config.vision_tower.layer,
+        image_size=config.vision_tower.image_size,
+        image_mean=mean,
+        image_std=std,
+    )
+    language_model = LanguageModel(
+        load_language_model(**_tower_options(config.language_model, device))
+    )
+    if image_token_id is None:
+        image_token_id = language_model.vocab_size - 1
+    if language_model.ensure_rows(image_token_id + 1):
+        log.info(
+            "The embedding table had no spare row for <image_patch>: resized to %d rows, frozen.",
+            language_model.vocab_size,
+        )
+    connector = _assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
+    return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
+
+
+def _assemble_connector(config: TrainConfig, vision_dim: int, llm_dim: int) -> Connector:
+    resampler = PerceiverResampler(vision_dim, **asdict(config.connector.resampler))
+    projector = MLPProjector(resampler.latent_dim, llm_dim, **asdict(config.connector.projector))
+    vision_ln = nn.LayerNorm(vision_dim) if config.connector.vision_ln else None
+    return Connector(resampler, projector, vision_ln)
+
+
+def _tower_options(tower: TowerConfig, device: str) -> dict[str, Any]:
+    return {
+        "name": tower.name,
+        "pretrained": tower.pretrained,
+        "dtype": storage_dtype(tower.dtype, device),
+        "revision": tower.revision,
+        "overrides": tower.config_overrides,
+        "attn_implementation": tower.attn_implementation,
+    }
+
+
+def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any]:
+    """Contents of the tower's `preprocessor_config.json`; empty where it has none."""
+    source = tower.name if tower.revision else bundled_or_given(tower.name)
+    path = cached_file(
+        source,
+        "preprocessor_config.json",
+        revision=tower.revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is None:
+        log.warning("%s has no preprocessor_config.json: mean and std 0.5, bicubic", tower.name)
+        return {}
+    return json.loads(Path(path).read_text())
+
+
+def assemble_encoder(config: TrainConfig, template: Template, image_size: int) -> SampleEncoder:
+    """Make what turns a record into tensors, for a tower of `image_size` pixels."""
+    _, _, resample = preprocessor_settings(_preprocessor(config.vision_tower))
+    return SampleEncoder(template, image_size=image_size, resample=resample)
+
+
+def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: str) -> DataSpec:
+    """Make the training loader.
+
+    torch.distributed must be initialised where there are several ranks: StreamingDataset asks it.
+
+    Raises:
+        ValueError: The set is smaller than one batch.
+    """
+    batch_size = config.global_train_batch_size // dist.get_world_size()
+    captions = _open_dataset(config.train_loader.dataset, encoder, batch_size)
+    if config.train_loader.drop_last and captions.num_samples < config.global_train_batch_size:
+        raise ValueError(
+            f"train_loader: {captions.num_samples} samples are fewer than one batch of "
+            f"{config.global_train_batch_size} (global_train_batch_size)"
+        )
+    loader = StreamingDataLoader(
+        captions,
+        batch_size=batch_size,
+        drop_last=config.train_loader.drop_last,
+        **_loader_options(config.train_loader, encoder, device),
+    )
+    return _data_spec(loader)
+
+
+def assemble_evaluators(
+    config: TrainConfig, encoder: SampleEncoder, device: str
+) -> list[Evaluator]:
+    """Make the evaluators: `eval`, and `eval_mismatched` where the yaml asks for it."""
+    if config.eval_loader is None:
+        return []
+    batch_size = config.device_eval_batch_size
+    if batch_size is None:
+        microbatch = config.device_train_microbatch_size
+        batch_size = microbatch if isinstance(microbatch, int) else 8
+    captions = _open_dataset(config.eval_loader.dataset, encoder, batch_size)
+    shifts = {"eval": 0}
+    if config.eval_loader.mismatched_images:
+        shifts["eval_mismatched"] = 1
+    evaluators = []
+    for label, shift in shifts.items():
+        dataset = CaptionsByIndex(captions, image_shift=shift)
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=dist.get_sampler(dataset, drop_last=False, shuffle=False),
+            **_loader_options(config.eval_loader, encoder, device),
+        )
+        evaluators.append(
+            Evaluator(
+                label=label,
+                dataloader=_data_spec(loader),
+                device_eval_microbatch_size=batch_size,
+                subset_num_batches=config.eval_subset_num_batches,
+            )
+        )
+    return evaluators
+
+
+def _open_dataset(
+    dataset: DatasetConfig, encoder: SampleEncoder, batch_size: int
+) -> StreamingCaptions:
+    options = {key: value for key, value in asdict(dataset).items() if value is not None}
+    if (
+        dataset.remote is None
+    ):  # the shards are read where they are: nothing is downloaded or checked
+        options.pop("validate_hash", None)
+        if not (Path(dataset.local) / "index.json").is_file():
+            raise ValueError(
+                f"{dataset.local} holds no MDS shards (no index.json); write them with "
+                "`python -m convert`, or set `remote`"
+            )
+    return StreamingCaptions(encoder, batch_size=batch_size, **options)
+
+
+def _loader_options(loader: LoaderConfig, encoder: SampleEncoder, device: str) -> dict[str, Any]:
+    tokenizer = encoder.template.tokenizer
+    pad_token_id = tokenizer.pad_token_id
+    workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": True}
+    return {
+        "num_workers": loader.num_workers,
+        "collate_fn": Collator(tokenizer.eos_token_id if pad_token_id is None else pad_token_id),
+        "pin_memory": device == "gpu",
+        **(workers if loader.num_workers else {}),
+    }
+
+
+def _data_spec(loader: DataLoader[Any]) -> DataSpec:
+    return DataSpec(
+        loader,
+        split_batch=split_batch,
+        get_num_samples_in_batch=num_samples,
+        get_num_tokens_in_batch=num_tokens,
+    )

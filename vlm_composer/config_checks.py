@@ -1,0 +1,125 @@
+"""Values and combinations of a `TrainConfig` that cannot work, found before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from composer.core import Time, TimeUnit
+
+from vlm_composer.config import TrainConfig
+
+
+def mistakes(config: TrainConfig) -> list[str]:
+    """Return one line for each mistake, with the values and what to do."""
+    return [
+        *_out_of_range(config),
+        *_bad_times(config),
+        *_without_effect(config),
+        *_batch_sizes(config),
+    ]
+
+
+def _out_of_range(config: TrainConfig) -> Iterator[str]:
+    resampler = config.connector.resampler
+    for key, value, least in (
+        ("global_train_batch_size", config.global_train_batch_size, 1),
+        ("connector.resampler.num_latents", resampler.num_latents, 1),
+        ("connector.resampler.depth", resampler.depth, 1),
+        ("connector.resampler.num_heads", resampler.num_heads, 1),
+        ("connector.resampler.head_dim", resampler.head_dim, 1),
+        ("connector.projector.mlp_ratio", config.connector.projector.mlp_ratio, 1),
+        ("max_seq_len", config.max_seq_len, resampler.num_latents + 2),
+        ("device_eval_batch_size", config.device_eval_batch_size or 1, 1),
+        ("eval_subset_num_batches", config.eval_subset_num_batches, -1),
+        ("save_num_checkpoints_to_keep", config.save_num_checkpoints_to_keep, -1),
+    ):
+        if value < least:
+            yield f"{key}: {value} is less than {least}"
+    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
+        if loader is None:
+            continue
+        if loader.num_workers < 0:
+            yield f"{key}.num_workers: {loader.num_workers} is less than 0"
+        if loader.prefetch_factor < 1:
+            yield f"{key}.prefetch_factor: {loader.prefetch_factor} is less than 1"
+        nodes = loader.dataset.num_canonical_nodes
+        if nodes < 1:
+            yield f"{key}.dataset.num_canonical_nodes: {nodes} is less than 1"
+    if not 0 <= config.scheduler.alpha_f <= 1:
+        yield f"scheduler.alpha_f: {config.scheduler.alpha_f} is not between 0 and 1"
+    if not 0 < config.optimizer.lr < float("inf"):
+        yield f"optimizer.lr: {config.optimizer.lr} is not a positive number"
+    if config.optimizer.weight_decay < 0:
+        yield f"optimizer.weight_decay: {config.optimizer.weight_decay} is less than 0"
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        yield f"optimizer.betas: {list(config.optimizer.betas)} are not both in [0, 1)"
+
+
+def _bad_times(config: TrainConfig) -> Iterator[str]:
+    times = {
+        "max_duration": config.max_duration,
+        "eval_interval": config.eval_interval,
+        "save_interval": config.save_interval,
+        "console_log_interval": config.console_log_interval,
+        "scheduler.t_warmup": config.scheduler.t_warmup,
+    }
+    if config.callbacks.speed_report is not None:
+        times["callbacks.speed_report.interval"] = config.callbacks.speed_report.interval
+    units = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN)
+    for key, text in times.items():
+        allowed = units if key == "max_duration" else (*units, TimeUnit.DURATION)
+        try:
+            time = Time.from_timestring(text)
+        except ValueError:
+            yield f"{key}: {text!r} is not a time such as 1ep, 500ba or 0.03dur"
+            continue
+        if time.unit not in allowed:
+            yield f"{key}: {text!r} is not in {', '.join(u.value for u in allowed)}"
+        elif time.value < 0 or (time.value == 0 and key != "scheduler.t_warmup"):
+            yield f"{key}: {text!r} is not greater than 0"
+
+
+def _without_effect(config: TrainConfig) -> Iterator[str]:
+    for key, tower in (
+        ("vision_tower", config.vision_tower),
+        ("language_model", config.language_model),
+    ):
+        if tower.pretrained and tower.config_overrides:
+            yield (
+                f"{key}.config_overrides: cannot change the shape of pretrained weights; remove "
+                "it or set pretrained: false"
+            )
+    if config.fsdp_config is not None and config.parallelism != "shard":
+        yield (
+            f"fsdp_config: has no effect with parallelism: {config.parallelism}; "
+            "set shard or remove it"
+        )
+    if config.autoresume and config.save_folder is None:
+        yield "autoresume: needs a save_folder to resume from"
+    if config.autoresume and config.save_overwrite:
+        yield "save_overwrite: would replace the checkpoints of autoresume; choose one"
+    if config.load_weights_only and config.load_path is None:
+        yield "load_weights_only: has no effect without load_path"
+    if config.eval_loader is not None and config.eval_loader.drop_last:
+        yield "eval_loader.drop_last: must be false, every evaluation sample counts once"
+    if config.eval_loader is None and config.eval_first:
+        yield "eval_first: needs an eval_loader"
+
+
+def _batch_sizes(config: TrainConfig) -> Iterator[str]:
+    microbatch, batch = config.device_train_microbatch_size, config.global_train_batch_size
+    # The launcher sets WORLD_SIZE before the script starts.
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch >= 1 and batch % world_size:
+        yield (
+            f"global_train_batch_size: {batch} does not divide by the {world_size} ranks; "
+            f"use {max(batch // world_size, 1) * world_size} or another multiple"
+        )
+    if microbatch == "auto":
+        if config.device == "cpu":
+            yield "device_train_microbatch_size: auto works on a GPU only; give a number"
+        if config.parallelism == "shard":
+            yield "device_train_microbatch_size: auto does not work with shard; give a number"
+    elif microbatch < 1:
+        yield f"device_train_microbatch_size: {microbatch} is less than 1"

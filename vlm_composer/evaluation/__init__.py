@@ -1,0 +1,1 @@
+"""What tells whether a connector aligned."""

@@ -1,0 +1,48 @@
+"""Captions: what the language model says of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlm_composer.data.template import Template
+from vlm_composer.models.vlm import VisionLanguageModel
+
+
+@torch.no_grad()
+def caption_images(
+    model: VisionLanguageModel,
+    template: Template,
+    pixel_values: Tensor,
+    prompt: str,
+    *,
+    max_new_tokens: int = 32,
+) -> list[str]:
+    """Caption images by greedy decoding with a KV cache.
+
+    Args:
+        model: With its connector trained.
+        template: The one of the training.
+        pixel_values: uint8 RGB (B, 3, S, S).
+        prompt: Text with one `<image>`, the same for all images.
+        max_new_tokens: Longest caption in tokens.
+
+    Returns:
+        B captions, without end-of-text.
+    """
+    prompt_ids = torch.tensor(template.encode_prompt(prompt), device=pixel_values.device)
+    input_ids = prompt_ids.expand(pixel_values.shape[0], -1)
+    image_tokens = model.connector(model.vision_tower(pixel_values))
+    inputs_embeds = model.build_inputs_embeds(input_ids, image_tokens)
+    eos_token_id = template.tokenizer.eos_token_id
+    generated = model.language_model.model.generate(
+        inputs_embeds=inputs_embeds,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        use_cache=True,
+    )
+    texts = template.tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return [text.strip() for text in texts]

@@ -1,0 +1,141 @@
+"""The model as Composer's Trainer sees it: loss, metrics, operations a batch, what a checkpoint
+holds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer.metrics.nlp import LanguageCrossEntropy, LanguagePerplexity, MaskedAccuracy
+from composer.models import ComposerModel
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from vlm_composer.models.flops import training_flops
+from vlm_composer.models.vlm import IGNORE_INDEX, AnswerLogits, VisionLanguageModel
+
+Batch = Mapping[str, Any]
+"""`pixel_values` uint8 (B, 3, S, S); `input_ids`, `attention_mask`, `labels` (B, T) int64; `ids`: B
+names."""
+
+
+class ComposerVLM(ComposerModel):
+    """A `VisionLanguageModel` for Composer.
+
+    The whole model is one child: Composer makes every direct child of a ComposerModel an FSDP root,
+    and the parts of this one call each other.
+
+    Args:
+        model: The model to train.
+        autocast_dtype: Run under autocast of this dtype. Only for CPU, where Composer refuses its
+            own `amp_bf16`; on a GPU the Trainer's precision does it.
+    """
+
+    def __init__(
+        self, model: VisionLanguageModel, *, autocast_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast_dtype = autocast_dtype
+        # A checkpoint holds the trained parameters and nothing else. Composer 0.32.1 switches an
+        # attribute of exactly this name off while it broadcasts the frozen weights under FSDP2.
+        self.should_save_peft_only = True
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_expect_all_trained)
+
+    def forward(self, batch: Batch) -> AnswerLogits:
+        """Return logits and targets of the answer tokens of `batch`."""
+        with self._autocast():
+            return self.model(
+                batch["pixel_values"], batch["input_ids"], batch["labels"], batch["ids"]
+            )
+
+    def loss(self, outputs: AnswerLogits, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the answer tokens of a micro-batch; 0 where it has none.
+
+        The Trainer weighs micro-batches and ranks by their answer tokens
+        (`accumulate_train_batch_on_tokens`), so that the gradient is that of the mean over all
+        answer tokens of the global batch however it is cut.
+        """
+        del batch
+        total = nn.functional.cross_entropy(
+            outputs.logits.float(), outputs.targets, reduction="sum"
+        )
+        return total / max(outputs.targets.numel(), 1)
+
+    def eval_forward(self, batch: Batch, outputs: AnswerLogits | None = None) -> AnswerLogits:
+        """Return logits and targets of the answer tokens of `batch`."""
+        return self.forward(batch) if outputs is None else outputs
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Loss, perplexity and token accuracy over answer tokens, for evaluation only."""
+        if is_train:
+            return {}
+        return {
+            "LanguageCrossEntropy": LanguageCrossEntropy(),
+            "LanguagePerplexity": LanguagePerplexity(),
+            "TokenAccuracy": MaskedAccuracy(),
+        }
+
+    def update_metric(self, batch: Any, outputs: AnswerLogits, metric: Metric) -> None:
+        """Add a batch to a metric; a batch without answer tokens adds nothing."""
+        del batch
+        if outputs.targets.numel():
+            metric.update(outputs.logits.float(), outputs.targets)
+
+    def flops_per_batch(self, batch: Batch) -> float:
+        """Operations of a training step on `batch`, for Composer's SpeedMonitor."""
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        answer_tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        return training_flops(self.model, lengths, answer_tokens).total
+
+    def trainable_names(self) -> set[str]:
+        """Names of the trained parameters, as a checkpoint has them."""
+        return {_clean(name) for name, p in self.named_parameters() if p.requires_grad}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=self.autocast_dtype)
+
+
+def _clean(name: str) -> str:
+    """Strip what activation checkpointing adds to a parameter's name."""
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
+def _drop_frozen(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
+) -> None:
+    """Keep only trained parameters in a state dict (a `state_dict` post hook)."""
+    del local_metadata
+    if not module.should_save_peft_only:
+        return
+    assert isinstance(module, ComposerVLM)
+    keep = {prefix + name for name in module.trainable_names()}
+    for key in [k for k in state_dict if k.startswith(prefix) and _clean(k) not in keep]:
+        del state_dict[key]
+
+
+def _expect_all_trained(module: nn.Module, incompatible_keys: Any) -> None:
+    """Refuse a state dict that is not every trained parameter and nothing else.
+
+    The frozen weights come from their own files, so that their absence is no fault. Composer loads
+    a whole checkpoint with `strict=False` whatever it is told, hence the check stands here.
+
+    Raises:
+        ValueError: Trained parameters are missing, or there are others.
+    """
+    assert isinstance(module, ComposerVLM)
+    trained = module.trainable_names()
+    missing = [key for key in incompatible_keys.missing_keys if _clean(key) in trained]
+    unexpected = incompatible_keys.unexpected_keys
+    if missing or unexpected:
+        raise ValueError(
+            f"the checkpoint is of another connector: it lacks {len(missing)} of {len(trained)} "
+            f"trained parameters ({', '.join(missing[:3]) or 'none'}) and holds {len(unexpected)} "
+            f"others ({', '.join(unexpected[:3]) or 'none'})"
+        )
+    incompatible_keys.missing_keys.clear()

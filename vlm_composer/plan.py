@@ -1,0 +1,119 @@
+"""What a yaml asks for, without weights: `python -m vlm_composer.plan YAML [key=value …] [--json]`.
+
+Builds the model on torch's meta device and prints the parameters of each part, the size of a
+checkpoint and the operations of a training sample. Works offline for the towers whose
+configurations ship with the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vlm_composer.assembly import assemble_model
+from vlm_composer.config import TrainConfig
+from vlm_composer.config_loader import ConfigError
+from vlm_composer.models.flops import training_flops
+from vlm_composer.training.freezing import count_parameters, parts
+
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+"""fp32 weight and AdamW's two moments of a trained parameter; frozen ones are not saved."""
+
+
+def plan(config: TrainConfig, *, prompt_tokens: int = 9, answer_tokens: int = 24) -> dict[str, Any]:
+    """Describe a run without loading or drawing a weight.
+
+    Args:
+        config: The run; towers are planned from their configurations, whatever `pretrained` says.
+        prompt_tokens: Text tokens of a sample before its answer. LLaVA-Pretrain has about 9.
+        answer_tokens: Answer tokens of a sample, end-of-text included. LLaVA-Pretrain has about 24.
+
+    Returns:
+        `parameters` by part with `connector`, `trainable` and `frozen` sums, `trained` (which
+        parts), `checkpoint_bytes`, `tokens_per_sample`, and `training_flops_per_sample` by part
+        with `total`.
+    """
+    for tower in (config.vision_tower, config.language_model):
+        tower.pretrained = False
+    with torch.device("meta"):
+        model = assemble_model(config, device="gpu")
+    by_part = {name: count_parameters(module) for name, module in parts(model).items()}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tokens = prompt_tokens + config.connector.resampler.num_latents + answer_tokens
+    flops = training_flops(model, [tokens], answer_tokens)
+    return {
+        "parameters": {
+            **by_part,
+            "connector": by_part["resampler"] + by_part["projector"],
+            "trainable": trainable,
+            "frozen": count_parameters(model) - trainable,
+        },
+        "trained": [
+            n for n, m in parts(model).items() if any(p.requires_grad for p in m.parameters())
+        ],
+        "checkpoint_bytes": CHECKPOINT_BYTES_PER_PARAMETER * trainable,
+        "tokens_per_sample": {
+            "prompt": prompt_tokens,
+            "image": config.connector.resampler.num_latents,
+            "answer": answer_tokens,
+        },
+        "training_flops_per_sample": {**asdict(flops), "total": flops.total},
+    }
+
+
+def describe(planned: dict[str, Any]) -> str:
+    """Format what `plan` returns as tables."""
+    counts = planned["parameters"]
+    lines = ["Parameters"]
+    for name in [n for n in counts if n not in ("connector", "trainable", "frozen")]:
+        state = "trained" if name in planned["trained"] else "frozen"
+        lines.append(f"  {name:<14}{counts[name]:>16,}  {state}")
+    for name in ("connector", "trainable", "frozen"):
+        lines.append(f"  {name:<14}{counts[name]:>16,}")
+    lines.append(
+        f"Checkpoint\n  {planned['checkpoint_bytes'] / 1e9:.2f} GB "
+        f"({CHECKPOINT_BYTES_PER_PARAMETER} bytes a trained parameter)"
+    )
+    tokens = planned["tokens_per_sample"]
+    lines.append(
+        f"Training FLOPs a sample ({tokens['prompt']} prompt + {tokens['image']} image + "
+        f"{tokens['answer']} answer tokens, assumed)"
+    )
+    for name, flops in planned["training_flops_per_sample"].items():
+        lines.append(f"  {name:<14}{flops / 1e12:>16.3f}  TFLOP")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and print the plan; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.plan", description=__doc__)
+    parser.add_argument("yaml", help="a training yaml, for example yamls/stage1.yaml")
+    parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=9, help="text tokens before the answer"
+    )
+    parser.add_argument(
+        "--answer-tokens", type=int, default=24, help="answer tokens with end-of-text"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    try:
+        config = TrainConfig.read(options.yaml, options.overrides)
+        planned = plan(
+            config, prompt_tokens=options.prompt_tokens, answer_tokens=options.answer_tokens
+        )
+    except (ConfigError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(planned, indent=2) if options.json else describe(planned))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Train a connector: `composer vlm_composer/train.py yamls/stage1.yaml key=value …`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from composer import Trainer
+from composer.utils import dist, get_device, reproducibility
+from omegaconf import OmegaConf
+
+from vlm_composer.assembly import (
+    assemble_encoder,
+    assemble_evaluators,
+    assemble_model,
+    assemble_template,
+    assemble_train_loader,
+)
+from vlm_composer.config import TrainConfig
+from vlm_composer.training.freezing import log_parts
+from vlm_composer.training.hardware import choose_device
+from vlm_composer.training.logging_setup import log_to_stderr
+from vlm_composer.training.trainer import build_trainer
+
+log = logging.getLogger("vlm_composer.train")  # not __name__: the launcher runs this as a script
+
+
+def prepare(config: TrainConfig) -> Trainer:
+    """Build everything that a run needs, from data to Trainer.
+
+    Args:
+        config: As read from a yaml.
+
+    Returns:
+        A Trainer that is ready for `fit()`, at its checkpoint where it resumes.
+
+    Raises:
+        ValueError: The device, the data, the towers or a checkpoint do not fit the configuration.
+        OSError: A file or a store cannot be read.
+    """
+    device = choose_device(config.device)
+    # Before any streaming object, which asks it for the ranks.
+    dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
+    log_to_stderr()
+    log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
+
+    template = assemble_template(config)
+    # Every rank draws the same connector; ranks differ only once the Trainer has seeded them.
+    reproducibility.seed_all(config.seed)
+    vlm = assemble_model(config, device, template.image_token_id)
+    log_parts(vlm)
+
+    encoder = assemble_encoder(config, template, vlm.vision_tower.image_size)
+    train_data = assemble_train_loader(config, encoder, device)
+    evaluators = assemble_evaluators(config, encoder, device)
+    return build_trainer(config, vlm, train_data, evaluators, device)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the command line and train.
+
+    Returns:
+        The exit code: 0, or 1 for what the user can mend, which is told in one line.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 1
+    try:
+        config = TrainConfig.read(arguments[0], arguments[1:])
+        trainer = prepare(config)
+    except (ValueError, OSError) as error:  # a ConfigError among them
+        log.debug("Preparation failed", exc_info=True)
+        print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
+        return 1
+    if _is_finished(trainer):
+        log.info("The run is finished: its checkpoint is at %s.", config.max_duration)
+        trainer.close()
+        return 0
+    if config.eval_first and trainer.state.timestamp.batch == 0:
+        trainer.eval()
+    trainer.fit()
+    trainer.close()
+    return 0
+
+
+def _is_finished(trainer: Trainer) -> bool:
+    """Whether the loaded checkpoint is that of the end; Composer's `fit` raises in that case."""
+    end = trainer.state.max_duration
+    return end is not None and trainer.state.timestamp.get(end.unit) >= end
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

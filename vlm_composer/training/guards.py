@@ -1,0 +1,74 @@
+"""Callbacks that end a run which is going wrong."""
+
+from __future__ import annotations
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+
+class TrainabilityError(RuntimeError):
+    """What is frozen was trained, or what is trained was not."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class FreezeGuard(Callback):
+    """Fail when a frozen weight gets a gradient, or a trained one none in the first step."""
+
+    def __init__(self) -> None:
+        self._first_step = True
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Look at the gradients of all micro-batches together."""
+        del logger
+        named = list(state.model.named_parameters())
+        if wrong := [n for n, p in named if not p.requires_grad and p.grad is not None]:
+            raise TrainabilityError(
+                f"{len(wrong)} frozen parameter(s) got a gradient, the first is {wrong[0]}"
+            )
+        if not self._first_step:
+            return
+        self._first_step = False
+        trained = [(n, p) for n, p in named if p.requires_grad]
+        if not trained:
+            raise TrainabilityError("no parameter is trained")
+        if without := [n for n, p in trained if p.grad is None]:
+            raise TrainabilityError(
+                f"{len(without)} of {len(trained)} trained parameters got no gradient in the first "
+                f"step, the first is {without[0]}"
+            )
+        largest = torch.stack([_local(p.grad).abs().max() for _, p in trained]).max()
+        dist.all_reduce(largest, reduce_operation="MAX")
+        if largest.item() == 0:
+            raise TrainabilityError(
+                "every gradient of the first step is zero: the loss does not depend on the "
+                "connector"
+            )
+
+
+def _local(gradient: torch.Tensor | None) -> torch.Tensor:
+    """This rank's part of a gradient; a zero where its part is empty."""
+    assert gradient is not None
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local if local.numel() else torch.zeros(1, device=local.device)
+
+
+class NaNGuard(Callback):
+    """Fail at a loss that is not finite, and name the samples. Composer's NaNMonitor lets inf
+    pass."""
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Look at the loss of a micro-batch, before it reaches a weight."""
+        del logger
+        loss = state.loss
+        assert isinstance(loss, torch.Tensor)
+        if not torch.isfinite(loss).all():
+            raise NonFiniteLossError(
+                f"batch {state.timestamp.batch.value}: the loss is {loss.item()} for samples "
+                f"{', '.join(state.batch['ids'])}; lower optimizer.lr, lengthen scheduler.t_warmup "
+                "or clip gradients, and resume from the last checkpoint"
+            )

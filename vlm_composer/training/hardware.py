@@ -1,0 +1,78 @@
+"""What the device can do: bf16 arithmetic and peak speed."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from composer.core import Precision
+
+from vlm_composer.config import Dtype
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware.
+
+    Args:
+        device: "cpu" or "gpu". A CPU needs AVX512-BF16 or AMX; one without is about ten times
+            slower in bf16 than in fp32.
+    """
+    if device == "gpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_device(wanted: str | None) -> str:
+    """Return "gpu" or "cpu".
+
+    Args:
+        wanted: One of them, or None for the GPU where there is one.
+
+    Raises:
+        ValueError: A GPU is asked for and there is none.
+    """
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "device: gpu, but torch sees no CUDA device; set device: cpu or leave it out"
+        )
+    return wanted or ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+def storage_dtype(dtype: Dtype, device: str) -> torch.dtype:
+    """Return the dtype that a frozen tower is stored in; "auto" as `has_native_bf16` says."""
+    bf16 = dtype == "bf16" or (dtype == "auto" and has_native_bf16(device))
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_precision(precision: str, device: str) -> tuple[Precision, torch.dtype | None]:
+    """Return Composer's precision and the dtype of the model's own autocast.
+
+    Composer 0.32.1 refuses `amp_bf16` on a CPU, where the model then runs under torch's CPU
+    autocast.
+
+    Args:
+        precision: "fp32", "amp_bf16" or "auto".
+        device: "cpu" or "gpu".
+    """
+    if precision == "auto":
+        precision = "amp_bf16" if has_native_bf16(device) else "fp32"
+    if precision == "amp_bf16" and device == "cpu":
+        return Precision.FP32, torch.bfloat16
+    return Precision(precision), None
+
+
+def measure_peak_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 10) -> float:
+    """Measure the FLOP/s of a square matrix product on the CPU, the best of `repeats`.
+
+    Args:
+        dtype: Of both matrices.
+        size: Rows and columns.
+        repeats: Products timed, after one that is not.
+    """
+    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,85 @@
+"""Loggers: the program's own log lines, and where metrics go."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from dataclasses import asdict
+from urllib.parse import urlsplit
+
+from composer.loggers import LoggerDestination, WandBLogger
+from composer.utils import dist
+
+from vlm_composer.config import TrainConfig, WandBConfig
+from vlm_composer.training.metrics_file import MetricsFile
+
+log = logging.getLogger(__name__)
+
+
+def log_to_stderr() -> None:
+    """Show the project's own log lines, on rank 0; warnings on every rank."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("vlm_composer")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+
+
+def build_loggers(config: TrainConfig) -> list[LoggerDestination]:
+    """Make the metric destinations that the yaml asks for."""
+    loggers: list[LoggerDestination] = []
+    if config.loggers.jsonl is not None:
+        loggers.append(MetricsFile(config.folder(config.loggers.jsonl.path)))
+    if config.loggers.wandb is not None:
+        loggers.append(_wandb(config.loggers.wandb, config))
+    return loggers
+
+
+class MetricsToWandB(WandBLogger):
+    """W&B for metrics alone: checkpoints are in `save_folder`.
+
+    When it resumes, Composer 0.32.1 asks every logger for a checkpoint, and its WandBLogger raises
+    RuntimeError where the run is offline and has no entity.
+    """
+
+    def can_upload_files(self) -> bool:
+        """Checkpoints are not sent to W&B."""
+        return False
+
+    def download_file(
+        self,
+        remote_file_name: str,
+        destination: str,
+        overwrite: bool = False,
+        progress_bar: bool = True,
+    ) -> None:
+        """Say that W&B has no checkpoint, as Composer expects it to be said."""
+        del destination, overwrite, progress_bar
+        raise FileNotFoundError(f"{remote_file_name}: no checkpoints are kept in W&B")
+
+
+def _wandb(wandb: WandBConfig, config: TrainConfig) -> WandBLogger:
+    """W&B, offline where there is no key: a run must not stop to ask for one."""
+    offline = os.environ.get("WANDB_MODE") == "offline" or not _has_wandb_key()
+    if offline:
+        os.environ["WANDB_MODE"] = "offline"
+        log.warning(
+            "W&B: no API key was found (WANDB_API_KEY or ~/.netrc), the run is logged offline; "
+            "send it later with `wandb sync`."
+        )
+    folder = config.folder("{run_folder}")
+    if dist.get_global_rank() == 0:
+        os.makedirs(folder, exist_ok=True)
+    return MetricsToWandB(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "//api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

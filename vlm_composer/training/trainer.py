@@ -1,0 +1,153 @@
+"""From the parts to Composer's Trainer."""
+
+from __future__ import annotations
+
+import torch
+from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.algorithms import GradientClipping
+from composer.callbacks import (
+    LRMonitor,
+    MemoryMonitor,
+    OptimizerMonitor,
+    RuntimeEstimator,
+    SpeedMonitor,
+)
+
+from vlm_composer.config import FSDPConfig, SpeedMonitorConfig, TrainConfig
+from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.models.composer_model import ComposerVLM
+from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.training.cut_answers import CutAnswers
+from vlm_composer.training.guards import FreezeGuard, NaNGuard
+from vlm_composer.training.hardware import choose_precision, measure_peak_flops
+from vlm_composer.training.logging_setup import build_loggers
+from vlm_composer.training.optimization import build_optimizer, build_scheduler
+from vlm_composer.training.parallelism import choose_shards, mend_gloo_averages, shard_config
+from vlm_composer.training.resumption import RestoreRNG
+from vlm_composer.training.speed_report import SpeedReport
+
+
+def build_trainer(
+    config: TrainConfig,
+    vlm: VisionLanguageModel,
+    train: DataSpec,
+    evaluators: list[Evaluator],
+    device: str,
+) -> Trainer:
+    """Build the Trainer, which loads a checkpoint where the configuration has it do so.
+
+    Args:
+        config: The run.
+        vlm: The model, on the CPU.
+        train: Training data.
+        evaluators: Evaluation data; may be empty.
+        device: "cpu" or "gpu".
+
+    Returns:
+        A Trainer that is ready for `fit()`.
+
+    Raises:
+        ValueError: The model cannot be parallelised as asked.
+    """
+    precision, autocast_dtype = choose_precision(config.precision, device)
+    model = ComposerVLM(vlm, autocast_dtype=autocast_dtype)
+    if config.parallelism == "shard":
+        choose_shards(vlm)
+    restore_rng = RestoreRNG()
+    trainer = Trainer(
+        model=model,
+        optimizers=build_optimizer(model, config.optimizer),
+        schedulers=build_scheduler(config.scheduler),
+        algorithms=build_algorithms(config),
+        callbacks=[*build_callbacks(config, train, vlm), restore_rng],
+        loggers=build_loggers(config),
+        train_dataloader=train,
+        eval_dataloader=evaluators or None,
+        max_duration=config.max_duration,
+        eval_interval=config.eval_interval,
+        run_name=config.run_name,
+        seed=config.seed,
+        device=device,
+        precision=precision,
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        # Weigh micro-batches and ranks by their answer tokens: exact for any way of cutting a
+        # batch.
+        accumulate_train_batch_on_tokens=True,
+        parallelism_config=(
+            shard_config(config.fsdp_config or FSDPConfig())
+            if config.parallelism == "shard"
+            else None
+        ),
+        save_folder=config.folder(config.save_folder) if config.save_folder else None,
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        save_overwrite=config.save_overwrite,
+        autoresume=config.autoresume,
+        load_path=config.load_path,
+        load_weights_only=config.load_weights_only,
+        progress_bar=config.progress_bar,
+        log_to_console=config.log_to_console,
+        console_log_interval=config.console_log_interval,
+        deterministic_mode=config.deterministic_mode,
+        dist_timeout=config.dist_timeout,
+    )
+    restore_rng.trainer = trainer
+    mend_gloo_averages(trainer.state.model)
+    return trainer
+
+
+def build_algorithms(config: TrainConfig) -> list[Algorithm]:
+    """Composer algorithms that the yaml asks for."""
+    clipping = config.algorithms.gradient_clipping
+    if clipping is None:
+        return []
+    return [
+        GradientClipping(
+            clipping_type=clipping.clipping_type, clipping_threshold=clipping.clipping_threshold
+        )
+    ]
+
+
+def build_callbacks(
+    config: TrainConfig, train: DataSpec, vlm: VisionLanguageModel
+) -> list[Callback]:
+    """Callbacks that the yaml asks for, and those that every run has."""
+    wanted = config.callbacks
+    callbacks: list[Callback] = [FreezeGuard(), CutAnswers()]
+    if wanted.nan_guard is not None:
+        callbacks.append(NaNGuard())
+    if wanted.lr_monitor is not None:
+        callbacks.append(LRMonitor())
+    if wanted.speed_monitor is not None:
+        callbacks.append(_speed_monitor(wanted.speed_monitor, vlm))
+    if wanted.memory_monitor is not None:
+        callbacks.append(MemoryMonitor())
+    if wanted.runtime_estimator is not None:
+        callbacks.append(RuntimeEstimator())
+    if wanted.optimizer_monitor is not None:
+        callbacks.append(
+            OptimizerMonitor(batch_log_interval=wanted.optimizer_monitor.batch_log_interval)
+        )
+    if (report := wanted.speed_report) is not None:
+        callbacks.append(
+            SpeedReport(
+                report.full_epoch_samples or _num_samples(train),
+                warmup_batches=report.warmup_batches,
+                interval=report.interval,
+            )
+        )
+    return callbacks
+
+
+def _num_samples(train: DataSpec) -> int:
+    dataset = getattr(train.dataloader, "dataset", None)
+    assert isinstance(dataset, StreamingCaptions)
+    return dataset.num_samples
+
+
+def _speed_monitor(config: SpeedMonitorConfig, vlm: VisionLanguageModel) -> SpeedMonitor:
+    available = config.gpu_flops_available
+    if available is None and not torch.cuda.is_available():
+        llm_dtype = next(vlm.language_model.parameters()).dtype
+        available = measure_peak_flops(llm_dtype)
+    return SpeedMonitor(window_size=config.window_size, gpu_flops_available=available)
