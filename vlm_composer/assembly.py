@@ -185,7 +185,8 @@ def assemble_evaluators(
     captions = _open_dataset(config.eval_loader.dataset, encoder, batch_size)
     shifts = {"eval": 0}
     if config.eval_loader.mismatched_images:
-        shifts["eval_mismatched"] = 1
+        # From half the set away: neighbours in a data set are often alike.
+        shifts["eval_mismatched"] = max(captions.num_samples // 2, 1)
     evaluators = []
     for label, shift in shifts.items():
         dataset = CaptionsByIndex(captions, image_shift=shift)

@@ -139,7 +139,7 @@ class EvalLoaderConfig(LoaderConfig):
     drop_last: bool = False
     """Must stay false: every sample counts once."""
     mismatched_images: bool = False
-    """Also evaluate with the image of another sample in place of the right one, as
+    """Also evaluate with the image of the sample half the set away in place of the right one, as
     `metrics/eval_mismatched/…`. The difference is what the language model takes from the image."""
 
 

@@ -37,7 +37,7 @@ FOLDER = Path("demo")
 """Where yamls/demo.yaml expects towers and shards."""
 EVAL_RATIO = 0.0525  # 100 of 1,906 pairs
 NUM_CAPTIONS = 6
-MARGIN = 0.1
+MARGIN = 0.3
 """Nats by which the right images must beat the wrong ones for the demo to succeed."""
 
 log = logging.getLogger("vlm_composer.demo")
