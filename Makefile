@@ -5,7 +5,7 @@ BIN := .venv/bin
 TWO_RANKS := OMP_NUM_THREADS=1 $(BIN)/composer -n 2 -m pytest -m world_size -p no:cacheprovider -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-fast lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
