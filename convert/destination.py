@@ -15,19 +15,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 from convert.errors import ConversionError
+from vlm_composer.storage import StoreError, open_store, ride_out
 
 SUMMARY = "summary.json"
 REJECTS = "rejects.jsonl"
 _DATA_SET = re.compile(r"(train|eval)/(index\.json|shard\.\d+\.mds)")
 
-_SCHEMES = ("s3", "gs", "azure")
 _UPLOAD_THREADS = 4
-_UPLOAD_ATTEMPTS = 6
-"""Tries of each upload, 1, 2, 4, 8 and 16 seconds apart: an outage of half a minute passes."""
+_PATIENCE = 60.0
+"""Seconds that the store may be away during an upload."""
 
 _UPLOADS_AHEAD = 8
 """Shards that may wait for their upload: with shards of 64 MB, staging takes at most 1 GB."""
@@ -99,51 +97,32 @@ class Folder(Destination):
 class Bucket(Destination):
     """A prefix in a bucket of S3, Google Cloud Storage or Azure Blob Storage.
 
-    Uploads are streaming's own `CloudUploader`s, so the URL, the credentials and `S3_ENDPOINT_URL`
-    mean what they mean to MDSWriter. MDSWriter's handling of them is not used: in streaming 0.13
-    it queues shards without bound, uploads index.json while the last shards are still on their way
-    and even if one of them failed, and cannot list or delete everywhere.
+    MDSWriter's own handling of a bucket is not used: in streaming 0.13 it queues shards without
+    bound, uploads index.json while the last shards are still on their way and even if one of them
+    failed, and cannot list or delete everywhere.
 
     Args:
         url: s3://bucket/prefix, gs://bucket/prefix or azure://container/prefix.
 
     Raises:
-        ConversionError: If the URL is malformed or the bucket cannot be reached.
+        ConversionError: If the URL is malformed or no credentials are found.
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlparse(url)
-        if parts.scheme not in _SCHEMES:
-            known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            raise ConversionError(f"{url}: give a folder, or a URL that starts with one of {known}")
-        if not parts.netloc or parts.query or parts.fragment:
-            raise ConversionError(f"{url}: give {parts.scheme}://bucket/prefix, without ? or #")
-        self._scheme = parts.scheme
-        self._bucket = parts.netloc
-        self._prefix = f"{parts.path.strip('/')}/".lstrip("/")
-
-        from streaming.base.storage.upload import CloudUploader  # takes seconds: it imports torch
-
+        with _as_conversion_error():
+            self._store = open_store(url)
         self._staging = tempfile.TemporaryDirectory(prefix="convert-")
         super().__init__(url, Path(self._staging.name))
-        with self._errors_named("reach"):
-            remote = f"{self._scheme}://{self._bucket}/{self._prefix}"
-            self._uploader: Any = CloudUploader.get(
-                (self._staging.name, remote), retry=_UPLOAD_ATTEMPTS
-            )
         self._threads = ThreadPoolExecutor(_UPLOAD_THREADS)
         self._uploads: deque[Future[None]] = deque()
 
     def names(self) -> list[str]:
-        keys: list[str] = []
-        with self._errors_named("list"):
-            for start in ("train/", "eval/", SUMMARY, REJECTS):
-                if self._scheme == "azure":  # AzureUploader has no list_objects
-                    blobs = self._container().list_blobs(name_starts_with=self._prefix + start)
-                    keys += [blob.name for blob in blobs]
-                else:
-                    keys += self._uploader.list_objects(start)
-        names = [key.removeprefix(self._prefix) for key in keys]
+        with _as_conversion_error(), self._store.named("list"):
+            names = [
+                name
+                for start in ("train/", "eval/", SUMMARY, REJECTS)
+                for name in self._store.names(start)
+            ]
         return [
             name
             for name in names
@@ -154,21 +133,13 @@ class Bucket(Destination):
         ]
 
     def delete(self, name: str) -> None:
-        key = self._prefix + name
-        with self._errors_named("delete from"):
-            if self._scheme == "azure":
-                self._container().delete_blob(key)
-                return
-            client = self._uploader.s3 if self._scheme == "s3" else self._uploader.gcs_client
-            if hasattr(client, "delete_object"):  # S3, and gs:// with HMAC keys
-                client.delete_object(Bucket=self._bucket, Key=key)
-            else:
-                client.bucket(self._bucket).blob(key).delete()
+        with _as_conversion_error(), self._store.named("delete from"):
+            self._store.delete(name)
 
     def publish(self, name: str) -> None:
         while len(self._uploads) >= _UPLOADS_AHEAD:
             self._wait_for_oldest()
-        self._uploads.append(self._threads.submit(self._uploader.upload_file, name))
+        self._uploads.append(self._threads.submit(self._upload, name))
 
     def wait(self) -> None:
         while self._uploads:
@@ -178,22 +149,22 @@ class Bucket(Destination):
         self._threads.shutdown(cancel_futures=True)
         self._staging.cleanup()
 
+    def _upload(self, name: str) -> None:
+        path = self.folder / name
+        ride_out(lambda: self._store.put(path, name), f"upload {name} to {self.out}", _PATIENCE)
+        path.unlink()  # staging holds what is on its way, no more
+
     def _wait_for_oldest(self) -> None:
-        with self._errors_named("upload to"):
+        with _as_conversion_error():
             self._uploads.popleft().result()
 
-    def _container(self) -> Any:
-        return self._uploader.azure_service.get_container_client(self._bucket)
 
-    @contextmanager
-    def _errors_named(self, action: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # each store's SDK raises classes of its own
-            raise ConversionError(
-                f"could not {action} {self.out} ({type(error).__name__}: {error}): check the "
-                "bucket's name, the credentials and the network"
-            ) from error
+@contextmanager
+def _as_conversion_error() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise ConversionError(str(error)) from error
 
 
 def open_destination(out: str | Path) -> Destination:

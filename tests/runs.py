@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from composer import Trainer
 from composer.core import Callback, State
 from composer.loggers import InMemoryLogger, Logger
-from composer.utils import dist, reproducibility
+from composer.utils import dist
 
-from vlm_composer.assembly import (
-    assemble_encoder,
-    assemble_evaluators,
-    assemble_model,
-    assemble_template,
-    assemble_train_loader,
-)
 from vlm_composer.config import TrainConfig
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.training.trainer import build_trainer
+from vlm_composer.train import prepare
 
 
 class Watch(Callback):
@@ -55,14 +49,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def start(config: TrainConfig) -> tuple[Trainer, VisionLanguageModel, Watch]:
-    """Everything that `train.py` does before `fit`."""
-    template = assemble_template(config)
-    reproducibility.seed_all(config.seed)
-    vlm = assemble_model(config, "cpu", template.image_token_id)
-    encoder = assemble_encoder(config, template, vlm.vision_tower.image_size)
-    train = assemble_train_loader(config, encoder, "cpu")
-    evaluators = assemble_evaluators(config, encoder, "cpu")
-    trainer = build_trainer(config, vlm, train, evaluators, "cpu")
+    """What `train.py` does before `fit`, watched."""
+    trainer = prepare(config)
+    logging.getLogger("vlm_composer").propagate = True  # caplog listens at the root
+    model: Any = trainer.state.model
+    vlm = getattr(model, "module", model).model
     watch, memory = Watch(), InMemoryLogger()
     trainer.state.callbacks.append(watch)
     memory.init(trainer.state, trainer.logger)

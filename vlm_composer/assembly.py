@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer import DataSpec, Evaluator
 from composer.utils import dist
 from streaming import StreamingDataLoader
@@ -30,6 +31,8 @@ from vlm_composer.config import (
 from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.images import preprocessor_settings
+from vlm_composer.data.leftovers import die_with_parent, release_folders
+from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.projector import MLPProjector
@@ -40,8 +43,10 @@ from vlm_composer.models.towers import (
     bundled_or_given,
     load_language_model,
     load_vision_model,
+    read_config,
 )
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.ranks import run_on
 from vlm_composer.training.hardware import storage_dtype
 
 log = logging.getLogger(__name__)
@@ -142,9 +147,16 @@ def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
 
-def assemble_encoder(config: TrainConfig, template: Template, image_size: int) -> SampleEncoder:
-    """Make what turns a record into tensors, for a tower of `image_size` pixels."""
-    _, _, resample = preprocessor_settings(_preprocessor(config.vision_tower))
+def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
+    """Make what turns a record into tensors, for the tower's image size; no weight is read."""
+    tower = config.vision_tower
+    _, _, resample = preprocessor_settings(_preprocessor(tower))
+    image_size = (
+        tower.image_size
+        or read_config(
+            tower.name, revision=tower.revision, overrides=tower.config_overrides
+        ).image_size
+    )
     return SampleEncoder(template, image_size=image_size, resample=resample)
 
 
@@ -157,7 +169,7 @@ def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: s
         ValueError: The set is smaller than one batch.
     """
     batch_size = config.global_train_batch_size // dist.get_world_size()
-    captions = _open_dataset(config.train_loader.dataset, encoder, batch_size)
+    captions = _open_dataset(config, config.train_loader.dataset, encoder, batch_size)
     if config.train_loader.drop_last and captions.num_samples < config.global_train_batch_size:
         raise ValueError(
             f"train_loader: {captions.num_samples} samples are fewer than one batch of "
@@ -182,7 +194,7 @@ def assemble_evaluators(
     if batch_size is None:
         microbatch = config.device_train_microbatch_size
         batch_size = microbatch if isinstance(microbatch, int) else 8
-    captions = _open_dataset(config.eval_loader.dataset, encoder, batch_size)
+    captions = _open_dataset(config, config.eval_loader.dataset, encoder, batch_size)
     shifts = {"eval": 0}
     if config.eval_loader.mismatched_images:
         # From half the set away: neighbours in a data set are often alike.
@@ -194,6 +206,9 @@ def assemble_evaluators(
             dataset,
             batch_size=batch_size,
             sampler=dist.get_sampler(dataset, drop_last=False, shuffle=False),
+            # Its own, so that an evaluation does not move the generator that training draws from: a
+            # run that is stopped during one must resume exactly.
+            generator=torch.Generator(),
             **_loader_options(config.eval_loader, encoder, device),
         )
         evaluators.append(
@@ -207,20 +222,50 @@ def assemble_evaluators(
     return evaluators
 
 
+def release_data(config: TrainConfig) -> None:
+    """Free what killed runs on this machine hold of this run's data; one rank of a node calls it.
+
+    Raises:
+        ValueError: A living run reads into the same cache.
+    """
+    loaders = [loader for loader in (config.train_loader, config.eval_loader) if loader is not None]
+    release_folders(
+        [loader.dataset.local for loader in loaders if loader.dataset.remote is not None],
+        [loader.dataset.local for loader in loaders if loader.dataset.remote is None],
+    )
+
+
 def _open_dataset(
-    dataset: DatasetConfig, encoder: SampleEncoder, batch_size: int
+    config: TrainConfig, dataset: DatasetConfig, encoder: SampleEncoder, batch_size: int
 ) -> StreamingCaptions:
-    options = {key: value for key, value in asdict(dataset).items() if value is not None}
-    if (
-        dataset.remote is None
-    ):  # the shards are read where they are: nothing is downloaded or checked
-        options.pop("validate_hash", None)
-        if not (Path(dataset.local) / "index.json").is_file():
-            raise ValueError(
-                f"{dataset.local} holds no MDS shards (no index.json); write them with "
-                "`python -m convert`, or set `remote`"
-            )
-    return StreamingCaptions(encoder, batch_size=batch_size, **options)
+    if dataset.remote is None and not (Path(dataset.local) / "index.json").is_file():
+        raise ValueError(
+            f"{dataset.local} holds no MDS shards (no index.json); write them with "
+            "`python -m convert`, or set `remote`"
+        )
+    stream = CheckedStream(
+        local=dataset.local,
+        remote=dataset.remote,
+        validate_hash=dataset.validate_hash,
+        download_timeout=dataset.download_timeout,
+        store_timeout=config.store_timeout,
+        check_at_start=dataset.cache_limit is not None,
+    )
+    captions = StreamingCaptions(
+        encoder,
+        stream,
+        batch_size=batch_size,
+        shuffle=dataset.shuffle,
+        shuffle_algo=dataset.shuffle_algo,
+        shuffle_seed=dataset.shuffle_seed,
+        shuffle_block_size=dataset.shuffle_block_size,
+        num_canonical_nodes=dataset.num_canonical_nodes,
+        predownload=dataset.predownload,
+        cache_limit=dataset.cache_limit,
+    )
+    if dataset.remote is not None:
+        run_on(dist.get_local_rank() == 0, captions.check_disk)
+    return captions
 
 
 def _loader_options(loader: LoaderConfig, encoder: SampleEncoder, device: str) -> dict[str, Any]:
@@ -229,6 +274,7 @@ def _loader_options(loader: LoaderConfig, encoder: SampleEncoder, device: str) -
     workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": True}
     return {
         "num_workers": loader.num_workers,
+        "worker_init_fn": die_with_parent,
         "collate_fn": Collator(tokenizer.eos_token_id if pad_token_id is None else pad_token_id),
         "pin_memory": device == "gpu",
         **(workers if loader.num_workers else {}),

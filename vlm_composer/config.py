@@ -111,12 +111,11 @@ class DatasetConfig:
     """Samples to download ahead of a worker."""
     cache_limit: str | int | None = None
     """Most bytes the cache may hold, for example 100gb."""
-    download_retry: int = 5
-    """Attempts at a shard before giving up."""
-    download_timeout: float = 60
-    """Seconds for one attempt."""
+    download_timeout: float = 600
+    """Seconds that the other ranks of a node wait for the index."""
     validate_hash: str | None = "xxh64"
-    """Hash that every downloaded shard is checked with; empty checks nothing."""
+    """Hash that every shard is checked with before it is read, downloaded or not; empty checks
+    sizes only."""
 
 
 @dataclass
@@ -271,8 +270,6 @@ class FSDPConfig:
     """Free gathered weights after the forward and gather them again for the backward."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward instead of keeping its activations."""
-    state_dict_type: Literal["full", "sharded"] = "full"
-    """full: one file that loads anywhere."""
     verbose: bool = False
 
 
@@ -329,18 +326,23 @@ class TrainConfig:
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
 
     save_folder: str | None = None
-    """Folder or URL of the checkpoints; `{run_name}` is filled in. None is written when empty."""
+    """Folder or URL (s3://, gs://, azure://) of the checkpoints; `{run_name}` is filled in. None is
+    written when empty."""
     save_interval: str = "1ep"
+    """How often a checkpoint is saved; one always is at the end and at SIGTERM."""
     save_num_checkpoints_to_keep: int = -1
-    """Newest checkpoints to keep; -1 keeps all. Composer 0.32 rotates local folders only."""
+    """Newest checkpoints to keep, in a folder or a bucket; -1 keeps all."""
     save_overwrite: bool = False
-    """Write over checkpoints of an earlier run of the same name."""
+    """Delete the checkpoints of an earlier run in `save_folder` first."""
     autoresume: bool = False
-    """Go on from the newest checkpoint in `save_folder` where there is one."""
+    """Go on from the newest whole checkpoint in `save_folder` where there is one."""
     load_path: str | None = None
-    """Checkpoint to start from."""
+    """Checkpoint to start from, or a folder or URL with checkpoints, for the newest of them."""
     load_weights_only: bool = False
     """Take the connector's weights from `load_path` and nothing else."""
+    store_timeout: float = 300
+    """Seconds that an object store may be away, while shards are read or checkpoints saved, before
+    the run ends."""
 
     progress_bar: bool = True
     log_to_console: bool = True

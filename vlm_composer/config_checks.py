@@ -33,6 +33,7 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
         ("device_eval_batch_size", config.device_eval_batch_size or 1, 1),
         ("eval_subset_num_batches", config.eval_subset_num_batches, -1),
         ("save_num_checkpoints_to_keep", config.save_num_checkpoints_to_keep, -1),
+        ("store_timeout", config.store_timeout, 0),
     ):
         if value < least:
             yield f"{key}: {value} is less than {least}"
@@ -99,6 +100,8 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
         yield "autoresume: needs a save_folder to resume from"
     if config.autoresume and config.save_overwrite:
         yield "save_overwrite: would replace the checkpoints of autoresume; choose one"
+    if config.save_num_checkpoints_to_keep == 0:
+        yield "save_num_checkpoints_to_keep: 0 would keep none; give 1 or more, or -1 for all"
     if config.load_weights_only and config.load_path is None:
         yield "load_weights_only: has no effect without load_path"
     if config.eval_loader is not None and config.eval_loader.drop_last:

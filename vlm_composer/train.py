@@ -17,11 +17,16 @@ from vlm_composer.assembly import (
     assemble_model,
     assemble_template,
     assemble_train_loader,
+    release_data,
 )
 from vlm_composer.config import TrainConfig
+from vlm_composer.ranks import on_rank_zero, run_on
 from vlm_composer.training.freezing import log_parts
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.logging_setup import log_to_stderr
+from vlm_composer.training.preemption import EXIT_CODE, Preempted
+from vlm_composer.training.resumption import find_resumption, open_save_folder, resume
+from vlm_composer.training.towers_identity import identify_towers
 from vlm_composer.training.trainer import build_trainer
 
 log = logging.getLogger("vlm_composer.train")  # not __name__: the launcher runs this as a script
@@ -46,23 +51,34 @@ def prepare(config: TrainConfig) -> Trainer:
     log_to_stderr()
     log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
 
+    # What can be wrong with stores and data is found before the towers are loaded.
+    save_folder = open_save_folder(config)
+    resumption = find_resumption(config, save_folder)
     template = assemble_template(config)
+    encoder = assemble_encoder(config, template)
+    run_on(dist.get_local_rank() == 0, lambda: release_data(config))
+    train_data = assemble_train_loader(config, encoder, device)
+    evaluators = assemble_evaluators(config, encoder, device)
+
     # Every rank draws the same connector; ranks differ only once the Trainer has seeded them.
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, device, template.image_token_id)
     log_parts(vlm)
-
-    encoder = assemble_encoder(config, template, vlm.vision_tower.image_size)
-    train_data = assemble_train_loader(config, encoder, device)
-    evaluators = assemble_evaluators(config, encoder, device)
-    return build_trainer(config, vlm, train_data, evaluators, device)
+    towers = on_rank_zero(lambda: identify_towers(config, vlm))
+    trainer = build_trainer(
+        config, vlm, train_data, evaluators, device, towers=towers, save_folder=save_folder
+    )
+    if resumption is not None:
+        resume(trainer, resumption, config, towers)
+    return trainer
 
 
 def main(arguments: Sequence[str]) -> int:
     """Read the command line and train.
 
     Returns:
-        The exit code: 0, or 1 for what the user can mend, which is told in one line.
+        The exit code: 0; 75 when the run was stopped by SIGTERM and can go on; 1 for what the user
+        can mend, which is told in one line.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -78,9 +94,18 @@ def main(arguments: Sequence[str]) -> int:
         log.info("The run is finished: its checkpoint is at %s.", config.max_duration)
         trainer.close()
         return 0
-    if config.eval_first and trainer.state.timestamp.batch == 0:
-        trainer.eval()
-    trainer.fit()
+    try:
+        if config.eval_first and trainer.state.timestamp.batch == 0:
+            trainer.eval()
+        trainer.fit()
+    except Preempted as stop:
+        log.warning("%s; start the same command again to go on.", stop)
+        trainer.close()
+        return EXIT_CODE
+    except OSError as error:  # a store, a shard or a disk: no trace helps
+        log.debug("Training failed", exc_info=True)
+        print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
+        return 1
     trainer.close()
     return 0
 

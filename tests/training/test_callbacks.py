@@ -3,8 +3,8 @@
 import logging
 
 import pytest
-from runs import last, metrics_of, run
 
+from runs import last, metrics_of, run
 from vlm_composer.training.metrics_file import read_metrics
 
 

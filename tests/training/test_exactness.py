@@ -3,8 +3,8 @@
 import pytest
 import torch
 from composer.utils import dist, reproducibility
-from runs import last, run
 
+from runs import last, run
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.data.collate import Collator
 from vlm_composer.data.template import IGNORE_INDEX
@@ -84,12 +84,14 @@ def expected_metrics(config, label_shift=0):
     """Loss and accuracy over every sample of the evaluation set once, without the Trainer."""
     from vlm_composer.assembly import assemble_encoder
     from vlm_composer.data.dataset import StreamingCaptions
+    from vlm_composer.data.stream import CheckedStream
 
     template = assemble_template(config)
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id)
-    encoder = assemble_encoder(config, template, vlm.vision_tower.image_size)
-    captions = StreamingCaptions(encoder, local=config.eval_loader.dataset.local, batch_size=1)
+    encoder = assemble_encoder(config, template)
+    stream = CheckedStream(local=config.eval_loader.dataset.local, store_timeout=0)
+    captions = StreamingCaptions(encoder, stream, batch_size=1)
     samples = [captions[i] for i in range(captions.num_samples)]
     images = [s["pixel_values"] for s in samples]
     for index, sample in enumerate(samples):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from runs import start
 
+from runs import start
 from vlm_composer.training.guards import NonFiniteLossError, TrainabilityError
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from PIL import Image
 from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
 from torch.utils.data import Dataset
 
 from vlm_composer.data.images import decode_image
+from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
+from vlm_composer.storage import StoreError
 
 
 class SampleEncoder:
@@ -58,20 +66,83 @@ class SampleEncoder:
 
 
 class StreamingCaptions(StreamingDataset):
-    """A StreamingDataset of encoded samples, for training.
+    """A StreamingDataset of encoded samples that fails loudly.
+
+    When a shard cannot be read, streaming 0.13 logs the error of its background thread, ends the
+    epoch as if it were complete, and leaves other workers waiting for the shard for ever.
 
     Args:
         encoder: Turns a record into tensors.
+        stream: Where the shards are.
         streaming: Keyword arguments of `streaming.StreamingDataset`.
     """
 
-    def __init__(self, encoder: SampleEncoder, **streaming: Any) -> None:
-        super().__init__(**streaming)
+    def __init__(self, encoder: SampleEncoder, stream: CheckedStream, **streaming: Any) -> None:
+        super().__init__(streams=[stream], **streaming)
         self.encoder = encoder
+        self._failure: BaseException | None = None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data set from another: its samples and a hash of its index."""
+        (stream,) = self.streams
+        index = Path(stream.local, stream.split, "index.json").read_bytes()
+        return {"samples": self.num_samples, "index_xxh64": xxhash.xxh64_hexdigest(index)}
+
+    def check_disk(self) -> None:
+        """Raise StoreError where the disk has no room for the shards that are not there yet."""
+        (stream,) = self.streams
+        folder = Path(stream.local, stream.split)
+        present = sum(path.stat().st_size for path in folder.glob("*.mds"))
+        wanted = sum(shard.get_raw_size() for shard in self.shards)
+        if self.cache_limit:
+            wanted = min(wanted, int(self.cache_limit))  # a number by now
+        missing, free = wanted - present, shutil.disk_usage(folder).free
+        if free < missing:
+            raise StoreError(
+                f"{folder}: the cache needs {missing / 1e9:.1f} GB more and the disk has "
+                f"{free / 1e9:.1f} GB free; free some, or set dataset.cache_limit"
+            )
 
     def __getitem__(self, at: Any) -> Any:
         """Return the encoded sample `at`."""
         return self.encoder(super().__getitem__(at))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Iterate over this worker's part of an epoch.
+
+        Raises:
+            StoreError: A shard cannot be fetched.
+            CorruptShardError: A shard is not what its index says.
+        """
+        self._failure = None
+        yield from super().__iter__()
+        if self._failure is not None:
+            raise self._failure
+
+    def get_item(self, sample_id: int, retry: int = 7) -> Any:
+        """Return a record, once its shard is known to be right."""
+        if self._failure is not None:
+            raise self._failure
+        shard_id, _ = self.spanner[sample_id]
+        # Again, where another worker's attempt failed: a shard that is wrong may still be there.
+        while self._shard_states[shard_id] != _ShardState.LOCAL:
+            self.prepare_shard(shard_id)
+        return super().get_item(sample_id, retry)
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch and check a shard; where that fails, let other workers see it fail as well."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except Exception:
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            raise
+
+    def on_exception(self, future: Future[None]) -> None:
+        """Keep the error of a background thread for whoever iterates."""
+        if (error := future.exception()) is not None:
+            self._failure = error
+            self._event.set()
 
 
 class CaptionsByIndex(Dataset[dict[str, Any]]):

@@ -29,7 +29,8 @@ from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
-from vlm_composer.training.checkpoints import load_connector
+from vlm_composer.training.checkpoint_file import load_connector
+from vlm_composer.training.checkpoint_folder import open_named
 from vlm_composer.training.metrics_file import read_metrics
 
 YAML = Path("yamls/demo.yaml")
@@ -80,8 +81,9 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
     assert config.eval_loader is not None
     template = assemble_template(config)
     model = assemble_model(config, "cpu", template.image_token_id)
-    load_connector(model, run_folder / "checkpoints" / "latest-rank0.pt")
-    encoder = assemble_encoder(config, template, model.vision_tower.image_size)
+    _, checkpoint = open_named(str(run_folder / "checkpoints"), run_folder)
+    load_connector(model, checkpoint)
+    encoder = assemble_encoder(config, template)
     records = _records(config.eval_loader.dataset.local)
     chosen = records[:: max(len(records) // NUM_CAPTIONS, 1)][:NUM_CAPTIONS]
     pixels = torch.stack([encoder(record)["pixel_values"] for record in chosen])

@@ -1,5 +1,4 @@
-"""The model as Composer's Trainer sees it: loss, metrics, operations a batch, what a checkpoint
-holds."""
+"""The model as Composer's Trainer sees it: loss, metrics, operations a batch."""
 
 from __future__ import annotations
 
@@ -39,11 +38,6 @@ class ComposerVLM(ComposerModel):
         super().__init__()
         self.model = model
         self.autocast_dtype = autocast_dtype
-        # A checkpoint holds the trained parameters and nothing else. Composer 0.32.1 switches an
-        # attribute of exactly this name off while it broadcasts the frozen weights under FSDP2.
-        self.should_save_peft_only = True
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_expect_all_trained)
 
     def forward(self, batch: Batch) -> AnswerLogits:
         """Return logits and targets of the answer tokens of `batch`."""
@@ -91,51 +85,7 @@ class ComposerVLM(ComposerModel):
         answer_tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         return training_flops(self.model, lengths, answer_tokens).total
 
-    def trainable_names(self) -> set[str]:
-        """Names of the trained parameters, as a checkpoint has them."""
-        return {_clean(name) for name, p in self.named_parameters() if p.requires_grad}
-
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast("cpu", dtype=self.autocast_dtype)
-
-
-def _clean(name: str) -> str:
-    """Strip what activation checkpointing adds to a parameter's name."""
-    return name.replace("_checkpoint_wrapped_module.", "")
-
-
-def _drop_frozen(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """Keep only trained parameters in a state dict (a `state_dict` post hook)."""
-    del local_metadata
-    if not module.should_save_peft_only:
-        return
-    assert isinstance(module, ComposerVLM)
-    keep = {prefix + name for name in module.trainable_names()}
-    for key in [k for k in state_dict if k.startswith(prefix) and _clean(k) not in keep]:
-        del state_dict[key]
-
-
-def _expect_all_trained(module: nn.Module, incompatible_keys: Any) -> None:
-    """Refuse a state dict that is not every trained parameter and nothing else.
-
-    The frozen weights come from their own files, so that their absence is no fault. Composer loads
-    a whole checkpoint with `strict=False` whatever it is told, hence the check stands here.
-
-    Raises:
-        ValueError: Trained parameters are missing, or there are others.
-    """
-    assert isinstance(module, ComposerVLM)
-    trained = module.trainable_names()
-    missing = [key for key in incompatible_keys.missing_keys if _clean(key) in trained]
-    unexpected = incompatible_keys.unexpected_keys
-    if missing or unexpected:
-        raise ValueError(
-            f"the checkpoint is of another connector: it lacks {len(missing)} of {len(trained)} "
-            f"trained parameters ({', '.join(missing[:3]) or 'none'}) and holds {len(unexpected)} "
-            f"others ({', '.join(unexpected[:3]) or 'none'})"
-        )
-    incompatible_keys.missing_keys.clear()

@@ -29,6 +29,16 @@ class CutAnswers(Callback):
         self._answers += int((num_cut > 0).sum())
         self._tokens += int(num_cut.sum())
 
+    def state_dict(self) -> dict[str, int]:
+        """The counts of all ranks, so that a resumed epoch goes on counting; collective."""
+        answers, tokens = torch.tensor(dist.all_gather_object([self._answers, self._tokens])).sum(0)
+        return {"answers": int(answers), "tokens": int(tokens)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take the counts up, on rank 0."""
+        if dist.get_global_rank() == 0:
+            self._answers, self._tokens = state["answers"], state["tokens"]
+
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Add the ranks' counts up and log them."""
         counts = state.device.tensor_to_device(torch.tensor([self._answers, self._tokens]))

@@ -7,6 +7,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from vlm_composer.training.towers_identity import Identity, hash_weights
+
 
 class TrainabilityError(RuntimeError):
     """What is frozen was trained, or what is trained was not."""
@@ -14,6 +16,50 @@ class TrainabilityError(RuntimeError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+class ShortEpochError(RuntimeError):
+    """An epoch gave fewer batches than it has."""
+
+
+class ShortEpochGuard(Callback):
+    """Fail at an epoch that ended early: a loader that lost its store must not pass for one that is
+    through."""
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Compare the batches that were trained with the loader's length."""
+        del logger
+        ended = state.previous_timestamp
+        assert ended is not None
+        assert state.dataloader_len is not None
+        if ended.batch_in_epoch < state.dataloader_len:
+            raise ShortEpochError(
+                f"epoch {ended.epoch.value} ended after {ended.batch_in_epoch.value} of "
+                f"{state.dataloader_len.value} batches; resume from the last checkpoint"
+            )
+
+
+class TowerGuard(Callback):
+    """Fail where a frozen weight is not, at the end of the run, what it was at the start.
+
+    Args:
+        towers: Hashes of both towers, taken before training.
+    """
+
+    def __init__(self, towers: Identity) -> None:
+        self.towers = towers
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Hash the towers again."""
+        del logger
+        model = getattr(state.model, "module", state.model).model
+        for name, identity in self.towers.items():
+            found = hash_weights(getattr(model, name))
+            if found != identity["weights_hash"]:
+                raise TrainabilityError(
+                    f"{name} is frozen, yet its weights changed: their hash was "
+                    f"{identity['weights_hash']} at the start and is {found} now"
+                )
 
 
 class FreezeGuard(Callback):

@@ -37,29 +37,6 @@ def build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     return loggers
 
 
-class MetricsToWandB(WandBLogger):
-    """W&B for metrics alone: checkpoints are in `save_folder`.
-
-    When it resumes, Composer 0.32.1 asks every logger for a checkpoint, and its WandBLogger raises
-    RuntimeError where the run is offline and has no entity.
-    """
-
-    def can_upload_files(self) -> bool:
-        """Checkpoints are not sent to W&B."""
-        return False
-
-    def download_file(
-        self,
-        remote_file_name: str,
-        destination: str,
-        overwrite: bool = False,
-        progress_bar: bool = True,
-    ) -> None:
-        """Say that W&B has no checkpoint, as Composer expects it to be said."""
-        del destination, overwrite, progress_bar
-        raise FileNotFoundError(f"{remote_file_name}: no checkpoints are kept in W&B")
-
-
 def _wandb(wandb: WandBConfig, config: TrainConfig) -> WandBLogger:
     """W&B, offline where there is no key: a run must not stop to ask for one."""
     offline = os.environ.get("WANDB_MODE") == "offline" or not _has_wandb_key()
@@ -72,7 +49,7 @@ def _wandb(wandb: WandBConfig, config: TrainConfig) -> WandBLogger:
     folder = config.folder("{run_folder}")
     if dist.get_global_rank() == 0:
         os.makedirs(folder, exist_ok=True)
-    return MetricsToWandB(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
+    return WandBLogger(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
 
 
 def _has_wandb_key() -> bool:

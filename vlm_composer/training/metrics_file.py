@@ -14,8 +14,8 @@ from composer.utils import dist
 class MetricsFile(LoggerDestination):
     """One JSON object a line: `{"batch": 12, "loss/train/total": 3.2, …}`. Rank 0 writes.
 
-    Metrics that are logged for the same batch stand in one line or in several. A resumed run
-    appends to the file.
+    Metrics that are logged for the same batch stand in one line or in several. A resumed run goes
+    on where its checkpoint was saved: lines of batches that are trained again are replaced.
 
     Args:
         path: The file; its folder is made.
@@ -32,6 +32,15 @@ class MetricsFile(LoggerDestination):
         if dist.get_global_rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the file ends."""
+        return {} if self._file is None else {"bytes": self._file.tell()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Cut off what was logged after the checkpoint."""
+        if self._file is not None and self.path.stat().st_size > state["bytes"]:
+            self._file.truncate(state["bytes"])
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""

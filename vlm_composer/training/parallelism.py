@@ -20,7 +20,6 @@ def shard_config(config: FSDPConfig) -> ParallelismConfig:
         fsdp2=FSDP2Config(
             reshard_after_forward=config.reshard_after_forward,
             activation_checkpointing=config.activation_checkpointing,
-            state_dict_type=config.state_dict_type,
             verbose=config.verbose,
         )
     )

@@ -1,31 +1,181 @@
-"""What Composer 0.32.1 leaves out when it resumes in the middle of an epoch."""
+"""Go on from a checkpoint, in the middle of an epoch, as if the run had never stopped."""
 
 from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from composer import Trainer
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
+
+from vlm_composer.config import TrainConfig
+from vlm_composer.config_changes import changed_settings
+from vlm_composer.ranks import on_rank_zero, run_on
+from vlm_composer.storage import check_writable, open_store
+from vlm_composer.training.checkpoint_file import CheckpointError, CheckpointFile
+from vlm_composer.training.checkpoint_folder import CheckpointFolder, open_named
+from vlm_composer.training.checkpoint_state import (
+    check_data,
+    check_fits,
+    restore_progress,
+    restore_weights,
+)
+from vlm_composer.training.towers_identity import Identity, check_towers
+
+log = logging.getLogger(__name__)
+
+
+class Resumption(NamedTuple):
+    """A checkpoint to start from. Rank 0 has the file; every rank has its document."""
+
+    document: dict[str, Any]
+    weights_only: bool
+    folder: CheckpointFolder | None
+    checkpoint: CheckpointFile | None
+
+
+def open_save_folder(config: TrainConfig) -> CheckpointFolder | None:
+    """Open the run's checkpoints on rank 0 and see that they can be written.
+
+    With `save_overwrite` it deletes what is there. The other ranks, and a run that saves nothing,
+    get None.
+
+    Raises:
+        StoreError: The folder or bucket cannot be used.
+        CheckpointError: It has checkpoints, and nothing says what to do with them.
+    """
+    if config.save_folder is None:
+        return None
+    url = config.folder(config.save_folder)
+
+    def open_and_check() -> CheckpointFolder:
+        folder = CheckpointFolder(
+            url,
+            _scratch(config),
+            store_timeout=config.store_timeout,
+            keep=config.save_num_checkpoints_to_keep,
+        )
+        check_writable(open_store(url), folder.scratch)
+        names = folder.names()
+        if names and config.save_overwrite:
+            folder.clear()
+        elif names and not config.autoresume:
+            raise CheckpointError(
+                f"save_folder: {url} already holds {len(names)} checkpoints, the newest is "
+                f"{names[0]}; set autoresume: true to go on from it, save_overwrite: true to "
+                "delete them, or choose another folder"
+            )
+        return folder
+
+    return run_on(dist.get_global_rank() == 0, open_and_check)
+
+
+def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resumption | None:
+    """Open the checkpoint to start from: the newest of `save_folder` with `autoresume`, else
+    `load_path`.
+
+    Raises:
+        CheckpointError: It is damaged, or not a checkpoint of this project.
+        OSError: It cannot be read.
+    """
+    found: list[tuple[CheckpointFolder, CheckpointFile]] = []
+
+    def look() -> tuple[dict[str, Any], bool] | None:
+        if config.autoresume and saved is not None and (newest := saved.newest()):
+            found.append((saved, newest))
+            return newest.document, False
+        if config.load_path is None:
+            return None
+        found.append(open_named(config.folder(config.load_path), _scratch(config)))
+        return found[0][1].document, config.load_weights_only
+
+    result = on_rank_zero(look)
+    if result is None:
+        return None
+    folder, checkpoint = found[0] if found else (None, None)
+    return Resumption(*result, folder, checkpoint)
+
+
+def resume(trainer: Trainer, resumption: Resumption, config: TrainConfig, towers: Identity) -> None:
+    """Load a checkpoint into a Trainer that has not trained yet.
+
+    Args:
+        trainer: As `build_trainer` made it.
+        resumption: What to load.
+        config: The run; settings that differ from the checkpoint's are logged.
+        towers: Those of this run.
+
+    Raises:
+        CheckpointError: The checkpoint is of another connector, other towers or other data.
+    """
+    state, checkpoint = trainer.state, resumption.checkpoint
+
+    def check() -> None:
+        assert checkpoint is not None
+        check_fits(state, checkpoint)
+        check_towers(checkpoint.document["towers"], towers, checkpoint.path)
+        if not resumption.weights_only:
+            check_data(state, checkpoint)
+
+    run_on(checkpoint is not None, check)
+    restore_weights(state, checkpoint)
+    document = resumption.document
+    if resumption.weights_only:
+        log.info("Took the connector's weights from a checkpoint; everything else starts anew.")
+    else:
+        generators = restore_progress(state, checkpoint, document)
+        for line in changed_settings(document["settings"], config):
+            log.warning("Resuming with another setting: %s", line)
+        restorer = RestoreRNG(generators)
+        restorer.init(state, trainer.logger)
+        state.callbacks.append(restorer)
+        log.info(
+            "Resuming after batch %d (epoch %d, sample %d of it).",
+            state.timestamp.batch.value,
+            state.timestamp.epoch.value,
+            state.timestamp.sample_in_epoch.value,
+        )
+    if resumption.folder is not None and checkpoint is not None:
+        resumption.folder.done_with(checkpoint)
 
 
 class RestoreRNG(Callback):
-    """Restore the random state of a checkpoint before the first resumed batch.
+    """Puts the random generators where they were when the checkpoint was saved.
 
-    Composer restores it after fast-forwarding the data loader, which it does not do for a
-    StreamingDataset: with dropout, the first resumed batch would differ from the uninterrupted
-        run's.
+    Between epochs that is before the data loader draws its seed, within one it is after. Composer
+    0.32.1 does not do the second for a StreamingDataset.
 
     Args:
-        trainer: Whose checkpoint was loaded; set after the Trainer is built.
+        generators: The state of every rank, as Composer's `load_rng_state` takes it.
     """
 
-    def __init__(self) -> None:
-        self.trainer: Trainer | None = None
+    def __init__(self, generators: list[dict[str, Any]]) -> None:
+        self._generators: list[dict[str, Any]] | None = generators
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Restore between epochs."""
+        del logger
+        if state.timestamp.batch_in_epoch == 0:
+            self._restore()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Load the state once."""
+        """Restore within an epoch, before its next batch."""
         del state, logger
-        trainer = self.trainer
-        if trainer is not None and trainer._rng_state is not None:
-            reproducibility.load_rng_state(trainer._rng_state)
-            trainer._rng_state = None
+        self._restore()
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Restore after an epoch's last batch, where there was none left."""
+        del state, logger
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._generators is not None:
+            reproducibility.load_rng_state(self._generators)
+            self._generators = None
+
+
+def _scratch(config: TrainConfig) -> Path:
+    return Path(config.folder("{run_folder}/scratch"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.algorithms import GradientClipping
@@ -17,14 +19,17 @@ from vlm_composer.config import FSDPConfig, SpeedMonitorConfig, TrainConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.training.checkpoint_folder import CheckpointFolder
+from vlm_composer.training.checkpointing import Checkpointer
 from vlm_composer.training.cut_answers import CutAnswers
-from vlm_composer.training.guards import FreezeGuard, NaNGuard
+from vlm_composer.training.guards import FreezeGuard, NaNGuard, ShortEpochGuard, TowerGuard
 from vlm_composer.training.hardware import choose_precision, measure_peak_flops
 from vlm_composer.training.logging_setup import build_loggers
 from vlm_composer.training.optimization import build_optimizer, build_scheduler
 from vlm_composer.training.parallelism import choose_shards, mend_gloo_averages, shard_config
-from vlm_composer.training.resumption import RestoreRNG
+from vlm_composer.training.preemption import GracefulStop
 from vlm_composer.training.speed_report import SpeedReport
+from vlm_composer.training.towers_identity import Identity
 
 
 def build_trainer(
@@ -33,8 +38,11 @@ def build_trainer(
     train: DataSpec,
     evaluators: list[Evaluator],
     device: str,
+    *,
+    towers: Identity,
+    save_folder: CheckpointFolder | None,
 ) -> Trainer:
-    """Build the Trainer, which loads a checkpoint where the configuration has it do so.
+    """Build the Trainer.
 
     Args:
         config: The run.
@@ -42,9 +50,11 @@ def build_trainer(
         train: Training data.
         evaluators: Evaluation data; may be empty.
         device: "cpu" or "gpu".
+        towers: Identity of the frozen towers.
+        save_folder: Where checkpoints go, on rank 0.
 
     Returns:
-        A Trainer that is ready for `fit()`.
+        A Trainer that is ready for `fit()`, or for `resumption.resume`.
 
     Raises:
         ValueError: The model cannot be parallelised as asked.
@@ -53,13 +63,17 @@ def build_trainer(
     model = ComposerVLM(vlm, autocast_dtype=autocast_dtype)
     if config.parallelism == "shard":
         choose_shards(vlm)
-    restore_rng = RestoreRNG()
+    callbacks = [*build_callbacks(config, train, vlm), TowerGuard(towers)]
+    if config.save_folder is not None:
+        facts = {"towers": towers, "settings": asdict(config)}
+        checkpointer = Checkpointer(save_folder, config.save_interval, facts)
+        callbacks += [checkpointer, GracefulStop(checkpointer)]
     trainer = Trainer(
         model=model,
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_scheduler(config.scheduler),
         algorithms=build_algorithms(config),
-        callbacks=[*build_callbacks(config, train, vlm), restore_rng],
+        callbacks=callbacks,
         loggers=build_loggers(config),
         train_dataloader=train,
         eval_dataloader=evaluators or None,
@@ -78,20 +92,12 @@ def build_trainer(
             if config.parallelism == "shard"
             else None
         ),
-        save_folder=config.folder(config.save_folder) if config.save_folder else None,
-        save_interval=config.save_interval,
-        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        save_overwrite=config.save_overwrite,
-        autoresume=config.autoresume,
-        load_path=config.load_path,
-        load_weights_only=config.load_weights_only,
         progress_bar=config.progress_bar,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
         deterministic_mode=config.deterministic_mode,
         dist_timeout=config.dist_timeout,
     )
-    restore_rng.trainer = trainer
     mend_gloo_averages(trainer.state.model)
     return trainer
 
@@ -113,7 +119,7 @@ def build_callbacks(
 ) -> list[Callback]:
     """Callbacks that the yaml asks for, and those that every run has."""
     wanted = config.callbacks
-    callbacks: list[Callback] = [FreezeGuard(), CutAnswers()]
+    callbacks: list[Callback] = [FreezeGuard(), ShortEpochGuard(), CutAnswers()]
     if wanted.nan_guard is not None:
         callbacks.append(NaNGuard())
     if wanted.lr_monitor is not None:

@@ -1,0 +1,404 @@
+"""Files in a folder or a bucket: list, upload, download, delete; and what to do when it is away.
+
+The one place that knows the stores' SDKs. Credentials and endpoints are those that streaming and
+Composer use: boto3's chain with `S3_ENDPOINT_URL`; `GCS_KEY` with `GCS_SECRET`, or Google's
+default credentials; `AZURE_ACCOUNT_NAME` with `AZURE_ACCOUNT_ACCESS_KEY`. The SDKs' own retries are
+off: `ride_out` waits for a store that is away, for a time that the caller states.
+
+Nothing heavy is imported here, so that conversion needs no model code.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlparse
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SCHEMES = ("s3", "gs", "azure")
+CONNECT_SECONDS = 10
+"""How long a store may take to answer a connection."""
+READ_SECONDS = 60
+"""How long it may be silent in the middle of a transfer."""
+PROBE = ".vlm_composer_probe"
+"""Written and deleted to see whether a store can be written."""
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_LOCAL_FAULTS = _DISK_FULL | {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    errno.EEXIST,
+}
+_MALFORMED = "ParamValidationError"
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+
+
+class StoreError(OSError):
+    """A store cannot be used; the message says why and what to do."""
+
+
+class Store(ABC):
+    """A place for files, named by their path relative to it, with `/`.
+
+    A file appears under its name whole or not at all.
+
+    Args:
+        url: As its user wrote it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files that start with `prefix`, sorted."""
+
+    @abstractmethod
+    def put(self, path: str | Path, name: str) -> None:
+        """Copy a local file into the store."""
+
+    @abstractmethod
+    def get(self, name: str, path: str | Path) -> None:
+        """Copy a file of the store to a local path, which must not be read before this returns."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+
+    @contextmanager
+    def named(self, action: str) -> Iterator[None]:
+        """Turn the errors of an SDK into a `StoreError` that names the store and says what to do.
+
+        Args:
+            action: What was tried, for example "list".
+        """
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:  # each SDK raises classes of its own
+            raise StoreError(f"could not {action} {self.url}: {_advice(error)}") from error
+
+
+class FolderStore(Store):
+    """A local folder, made where it is missing."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.folder = Path(url)
+
+    def names(self, prefix: str = "") -> list[str]:
+        files = (p for p in self.folder.rglob("*") if not p.is_dir())
+        names = (p.relative_to(self.folder).as_posix() for p in files)
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def put(self, path: str | Path, name: str) -> None:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            shutil.copyfile(path, partial)
+            move_durably(partial, target)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def get(self, name: str, path: str | Path) -> None:
+        shutil.copyfile(self.folder / name, path)
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+
+class _Bucket(Store):
+    """What the buckets have in common: `bucket` and the `prefix` of the keys."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        parts = urlparse(url)
+        self.bucket = parts.netloc
+        self.prefix = f"{parts.path.strip('/')}/".lstrip("/")
+        with self.named("reach"):
+            self._connect()
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Make the SDK's client."""
+
+    @abstractmethod
+    def _keys(self, prefix: str) -> Iterator[str]:
+        """Keys of the bucket's objects that start with `prefix`."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        return sorted(key.removeprefix(self.prefix) for key in self._keys(self.prefix + prefix))
+
+
+class S3Store(_Bucket):
+    """A prefix of an S3 bucket."""
+
+    def _connect(self) -> None:
+        self._client = _s3_client(endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        pages = self._client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
+            yield from (item["Key"] for item in page.get("Contents", []))
+
+    def put(self, path: str | Path, name: str) -> None:
+        from boto3.exceptions import S3UploadFailedError
+
+        try:  # a multipart upload becomes an object when its last part is there
+            self._client.upload_file(str(path), self.bucket, self.prefix + name)
+        except S3UploadFailedError as error:  # it hides the store's answer
+            raise (error.__context__ or error) from None
+
+    def get(self, name: str, path: str | Path) -> None:
+        self._client.download_file(self.bucket, self.prefix + name, str(path))
+
+    def delete(self, name: str) -> None:
+        self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+
+class HMACGoogleStore(S3Store):
+    """A prefix of a Google bucket, through its S3 interface with `GCS_KEY` and `GCS_SECRET`."""
+
+    def _connect(self) -> None:
+        self._client = _s3_client(
+            checksums="when_required",  # Google refuses those of boto3 1.36 and later (boto3#4400)
+            endpoint_url="https://storage.googleapis.com",
+            region_name="auto",
+            aws_access_key_id=os.environ["GCS_KEY"],
+            aws_secret_access_key=os.environ["GCS_SECRET"],
+        )
+
+
+class GoogleStore(_Bucket):
+    """A prefix of a Google bucket, with Google's default credentials."""
+
+    def _connect(self) -> None:
+        from google.cloud.storage import Client
+
+        self._once: dict[str, Any] = {"timeout": (CONNECT_SECONDS, READ_SECONDS), "retry": None}
+        self._bucket = Client().bucket(self.bucket)
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        blobs = self._bucket.client.list_blobs(self._bucket, prefix=prefix, **self._once)
+        yield from (blob.name for blob in blobs)
+
+    def put(self, path: str | Path, name: str) -> None:
+        self._bucket.blob(self.prefix + name).upload_from_filename(str(path), **self._once)
+
+    def get(self, name: str, path: str | Path) -> None:
+        self._bucket.blob(self.prefix + name).download_to_filename(str(path), **self._once)
+
+    def delete(self, name: str) -> None:
+        from google.api_core.exceptions import NotFound
+
+        with suppress(NotFound):
+            self._bucket.blob(self.prefix + name).delete(**self._once)
+
+
+class AzureStore(_Bucket):
+    """A prefix of an Azure container: `azure://container/prefix`."""
+
+    def _connect(self) -> None:
+        from azure.storage.blob import BlobServiceClient
+
+        account = os.environ.get("AZURE_ACCOUNT_NAME")
+        key = os.environ.get("AZURE_ACCOUNT_ACCESS_KEY")
+        if not account or not key:
+            raise StoreError(
+                f"{self.url}: set AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY in the "
+                "environment"
+            )
+        service = BlobServiceClient(
+            f"https://{account}.blob.core.windows.net",
+            credential=key,
+            retry_total=0,
+            connection_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+        )
+        self._container = service.get_container_client(self.bucket)
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        yield from (blob.name for blob in self._container.list_blobs(name_starts_with=prefix))
+
+    def put(self, path: str | Path, name: str) -> None:
+        with open(path, "rb") as file:
+            self._container.upload_blob(self.prefix + name, file, overwrite=True)
+
+    def get(self, name: str, path: str | Path) -> None:
+        with open(path, "wb") as file:
+            self._container.download_blob(self.prefix + name).readinto(file)
+
+    def delete(self, name: str) -> None:
+        from azure.core.exceptions import ResourceNotFoundError
+
+        with suppress(ResourceNotFoundError):
+            self._container.delete_blob(self.prefix + name)
+
+
+def open_store(url: str | Path) -> Store:
+    """Open a folder or a bucket; nothing is asked of it yet.
+
+    Args:
+        url: A folder, or s3://bucket/prefix, gs://bucket/prefix, azure://container/prefix.
+
+    Raises:
+        StoreError: The URL is malformed or no credentials are found.
+    """
+    url = os.fspath(url)
+    if "://" not in url:
+        return FolderStore(url)
+    parts = urlparse(url)
+    if parts.scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise StoreError(f"{url}: give a folder, or a URL that starts with one of {known}")
+    if not parts.netloc or parts.query or parts.fragment:
+        raise StoreError(f"{url}: give {parts.scheme}://bucket/prefix, without ? or #")
+    if parts.scheme == "s3":
+        return S3Store(url)
+    if parts.scheme == "azure":
+        return AzureStore(url)
+    hmac = "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ
+    return HMACGoogleStore(url) if hmac else GoogleStore(url)
+
+
+def check_writable(store: Store, scratch: Path) -> None:
+    """Write a tiny file and delete it.
+
+    Args:
+        store: Where.
+        scratch: An existing local folder for the file to come from.
+
+    Raises:
+        StoreError: The store cannot be reached, listed or written.
+    """
+    probe = scratch / PROBE
+    with store.named("write to"):
+        probe.write_bytes(b"")
+        try:
+            store.put(probe, PROBE)
+            store.delete(PROBE)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
+    """Run `action` until it succeeds, waiting for a store that is away.
+
+    Args:
+        action: What to do; it may be run several times.
+        what: Its name for messages, for example "download s3://…/shard.00000.mds".
+        seconds: How long it may go on failing.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        StoreError: It failed in a way that time does not mend (no such bucket or object, no
+            permission, disk full), or for longer than `seconds`.
+    """
+    pause, deadline = 0.25, None
+    while True:
+        try:
+            return action()
+        except StoreError:
+            raise  # it says what to do
+        except Exception as error:  # each SDK raises classes of its own
+            if is_permanent(error):
+                raise StoreError(f"could not {what}: {_advice(error)}") from error
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + seconds
+                log.warning(
+                    "Could not %s (%s); trying again for %.0f s", what, _brief(error), seconds
+                )
+            if now >= deadline:
+                raise StoreError(
+                    f"could not {what}: the store was away for {seconds:.0f} s "
+                    f"({_brief(error)}); start the run again once it is back"
+                ) from error
+            time.sleep(min(pause, deadline - now))
+            pause = min(2 * pause, 5.0)
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether waiting cannot mend `error`, raised by a store's SDK or the local disk."""
+    if isinstance(error, StoreError) or type(error).__name__ in (*_NO_CREDENTIALS, _MALFORMED):
+        return True
+    status = _http_status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 429)
+    return isinstance(error, OSError) and error.errno in _LOCAL_FAULTS
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Move a file of the same folder over another so that a crash leaves one or the other whole."""
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _s3_client(checksums: str | None = None, **options: Any) -> Any:
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
+    )
+    return Session().client("s3", config=config, **options)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of the HTTP answer behind an error of boto3, google-cloud-storage or azure."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        if response.get("Error", {}).get("Code") == "RequestTimeout":
+            return 408  # S3 answers 400
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for attribute in ("code", "status_code"):  # google.api_core, azure.core
+        value = getattr(error, attribute, None)
+        if isinstance(value, int):
+            return int(value)
+    return None
+
+
+def _brief(error: BaseException) -> str:
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message or 'no message'}"
+
+
+def _advice(error: BaseException) -> str:
+    status = _http_status(error)
+    if type(error).__name__ in _NO_CREDENTIALS:
+        todo = "no credentials were found; set them in the environment"
+    elif status == 404:
+        todo = "there is no such bucket or object; check the name"
+    elif status in (400, 401, 403):
+        todo = "it was refused; check the credentials and their permissions"
+    elif isinstance(error, OSError) and error.errno in _DISK_FULL:
+        todo = "the local disk is full; free some space"
+    elif isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
+        todo = "check the path and its permissions"
+    else:
+        todo = "check the bucket's name, the endpoint, the credentials and the network"
+    return f"{todo} ({_brief(error)})"

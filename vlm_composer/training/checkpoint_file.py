@@ -1,0 +1,147 @@
+"""A checkpoint as a file: tensors and a JSON document in the safetensors format.
+
+Nothing in such a file can be run, whoever wrote it: reading it makes tensors, numbers and text.
+A hash of every tensor and of the document tells a damaged file from a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlm_composer.models.vlm import VisionLanguageModel
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+WEIGHTS = "weights."
+"""How the names of the trained weights start in a file; others belong to the optimizer and the
+random generators."""
+_DOCUMENT, _DIGEST = "vlm_composer", "vlm_composer_digest"
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of this project, is damaged, or does not fit the run."""
+
+
+class CheckpointFile:
+    """A checkpoint on the local disk, checked when it is opened.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is not a checkpoint of this project, or it is damaged.
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint at {path}")
+        try:
+            with safe_open(self.path, "pt") as file:
+                header = file.metadata() or {}
+                self.names = set(file.keys())
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of vlm_composer, or not a whole one ({error}). "
+                "Checkpoints in torch's own format are not loaded: loading them runs what they say"
+            ) from error
+        document = header.get(_DOCUMENT, "")
+        if _hash(document.encode()) != header.get(_DIGEST):
+            raise CheckpointError(f"{path} is not a checkpoint of vlm_composer, or is damaged")
+        self.document: dict[str, Any] = json.loads(document)
+        if self.document["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {self.document['format']}; this version reads {FORMAT}"
+            )
+        if damaged := [n for n, h in self.document["hashes"].items() if self._hash_of(n) != h]:
+            raise CheckpointError(f"{path} is damaged: {damaged[0]} is not what was saved")
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor, onto the CPU."""
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights by parameter name, such as `connector.resampler.latents`."""
+        names = sorted(name for name in self.names if name.startswith(WEIGHTS))
+        return {name.removeprefix(WEIGHTS): self.tensor(name) for name in names}
+
+    def _hash_of(self, name: str) -> str | None:
+        return hash_tensor(self.tensor(name)) if name in self.names else None
+
+
+def write_checkpoint(
+    path: str | Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint; the caller moves it to its final name once this returns.
+
+    Args:
+        path: The file.
+        tensors: Contiguous CPU tensors.
+        document: What JSON can hold.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    hashes = {name: hash_tensor(tensor) for name, tensor in tensors.items()}
+    text = json.dumps({**document, "format": FORMAT, "hashes": hashes})
+    try:
+        save_file(dict(tensors), path, {_DOCUMENT: text, _DIGEST: _hash(text.encode())})
+    except SafetensorError as error:  # its only reason here is the disk
+        raise OSError(f"could not write {path}: {error}") from error
+
+
+def load_connector(model: VisionLanguageModel, checkpoint: CheckpointFile) -> None:
+    """Load a checkpoint's connector into a model.
+
+    Raises:
+        CheckpointError: The checkpoint is of another connector.
+    """
+    weights = checkpoint.weights()
+    expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    check_names(expected, weights, checkpoint.path)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
+
+
+def check_names(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """Raise CheckpointError unless a checkpoint has every trained weight in its shape, and no
+    other."""
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{path} is of another connector: it lacks {len(missing)} of {len(expected)} trained "
+            f"weights ({', '.join(missing[:3]) or 'none'}) and holds {len(extra)} others "
+            f"({', '.join(extra[:3]) or 'none'})"
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path} is of another connector: {name} has shape {tuple(tensor.shape)}, this "
+                f"run's has {tuple(expected[name].shape)}"
+            )
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """xxh3-128 of a tensor's dtype, shape and bytes."""
+    plain = tensor.detach().contiguous()
+    digest = xxhash.xxh3_128(f"{plain.dtype} {tuple(plain.shape)}".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _hash(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)

@@ -1,0 +1,165 @@
+"""Where a run's checkpoints are: a folder or a bucket, in which the newest whole one is found."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from pathlib import Path
+
+from vlm_composer.data.leftovers import partial_path, remove_partials
+from vlm_composer.storage import FolderStore, StoreError, move_durably, open_store, ride_out
+from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+"""A small file with the name of the newest checkpoint, for people and scripts. A run looks at the
+checkpoints themselves."""
+_NAME = re.compile(rf"ep(\d+)-ba(\d+){re.escape(SUFFIX)}")
+
+
+def checkpoint_name(epoch: int, batch: int) -> str:
+    """The file name of a checkpoint."""
+    return f"ep{epoch}-ba{batch}{SUFFIX}"
+
+
+class CheckpointFolder:
+    """Checkpoints in a folder or a bucket. One process uses it.
+
+    Args:
+        url: A folder, or s3://bucket/prefix, gs://bucket/prefix, azure://container/prefix.
+        scratch: A local folder for files on their way to and from a bucket.
+        store_timeout: Seconds that a bucket may be away.
+        keep: Newest checkpoints to keep; -1 keeps all.
+
+    Raises:
+        StoreError: The URL is malformed or no credentials are found.
+    """
+
+    def __init__(
+        self, url: str, scratch: Path, *, store_timeout: float = 0, keep: int = -1
+    ) -> None:
+        self.url = url
+        self.keep = keep
+        self.store_timeout = store_timeout
+        self._store = open_store(url)
+        # A file in the store's own folder is moved into place, not copied.
+        self.scratch = self._store.folder if isinstance(self._store, FolderStore) else scratch
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        remove_partials(self.scratch)
+
+    def names(self) -> list[str]:
+        """Names of all checkpoints, the newest first."""
+        with self._store.named("list"):
+            names = [name for name in self._store.names() if _NAME.fullmatch(name)]
+        return sorted(names, key=_age, reverse=True)
+
+    def scratch_path(self, name: str) -> Path:
+        """Where to write the checkpoint `name` before it is added."""
+        return partial_path(self.scratch / name)
+
+    def add(self, path: Path, name: str) -> None:
+        """Take a finished file over as the checkpoint `name`, point at it, and delete old ones.
+
+        Args:
+            path: What `scratch_path` returned; it is gone afterwards.
+            name: Of the checkpoint.
+
+        Raises:
+            StoreError: The store was away for too long, or cannot be written.
+        """
+        started = time.monotonic()
+        size = path.stat().st_size
+        self._put(path, name)
+        pointer = partial_path(self.scratch / LATEST)
+        pointer.write_text(name + "\n")
+        self._put(pointer, LATEST)
+        seconds = time.monotonic() - started
+        log.info("Saved %s to %s (%.1f MB, %.1f s).", name, self.url, size / 1e6, seconds)
+        if self.keep > 0:
+            for old in ride_out(self.names, f"list {self.url}", self.store_timeout)[self.keep :]:
+                self._delete(old)
+
+    def clear(self) -> None:
+        """Delete every checkpoint."""
+        for name in self.names():
+            self._delete(name)
+
+    def newest(self) -> CheckpointFile | None:
+        """Fetch the newest whole checkpoint; None where there is none.
+
+        Damaged ones are passed over with a warning.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        for name in self.names():
+            try:
+                return self.fetch(name)
+            except CheckpointError as error:
+                log.warning("Passing over a checkpoint: %s", error)
+        return None
+
+    def fetch(self, name: str) -> CheckpointFile:
+        """Open a checkpoint of a folder, or download one from a bucket to `scratch`.
+
+        Raises:
+            CheckpointError: It is damaged, or none of ours.
+            StoreError: It cannot be read.
+        """
+        if isinstance(self._store, FolderStore):
+            return CheckpointFile(self._store.folder / name)
+        path = self.scratch_path(name)
+        try:
+            log.info("Downloading %s from %s.", name, self.url)
+            what = f"download {self.url}/{name}"
+            ride_out(lambda: self._store.get(name, path), what, self.store_timeout)
+            return CheckpointFile(path)
+        except (CheckpointError, StoreError):
+            path.unlink(missing_ok=True)
+            raise
+
+    def done_with(self, checkpoint: CheckpointFile) -> None:
+        """Delete the local copy of a checkpoint that was downloaded."""
+        if not isinstance(self._store, FolderStore):
+            checkpoint.path.unlink(missing_ok=True)
+
+    def _put(self, path: Path, name: str) -> None:
+        what = f"save {self.url}/{name}"
+        if isinstance(self._store, FolderStore):
+            ride_out(lambda: move_durably(path, self.scratch / name), what, 0)
+            return
+        ride_out(lambda: self._store.put(path, name), what, self.store_timeout)
+        path.unlink()
+
+    def _delete(self, name: str) -> None:
+        what = f"delete {self.url}/{name}"
+        ride_out(lambda: self._store.delete(name), what, self.store_timeout)
+
+
+def _age(name: str) -> tuple[int, int]:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    epoch, batch = map(int, match.groups())
+    return batch, epoch
+
+
+def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, CheckpointFile]:
+    """Open what `load_path` names: a checkpoint, or the newest in a folder or a bucket's prefix.
+
+    Raises:
+        CheckpointError: There is no checkpoint of this project.
+        StoreError: It cannot be read.
+    """
+    if "://" not in load_path and not Path(load_path).exists():
+        raise FileNotFoundError(f"load_path: there is nothing at {load_path}")
+    if load_path.endswith(SUFFIX) or Path(load_path).is_file():
+        parent, _, name = load_path.rpartition("/")
+        folder = CheckpointFolder(parent or ".", scratch)
+        return folder, folder.fetch(name)
+    folder = CheckpointFolder(load_path, scratch)
+    newest = folder.newest()
+    if newest is None:
+        raise CheckpointError(f"load_path: {load_path} holds no checkpoint (ep0-ba100{SUFFIX})")
+    return folder, newest
