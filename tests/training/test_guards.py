@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from composer.core import Callback
 
 from runs import start
-from vlm_composer.training.guards import NonFiniteLossError, TrainabilityError
+from vlm_composer.training.guards import NonFiniteLossError, ShortEpochError, TrainabilityError
 
 
 def test_a_frozen_weight_with_a_gradient_ends_the_run(tiny_config):
@@ -49,3 +50,41 @@ def test_without_the_guard_the_run_goes_on(tiny_config):
     assert vlm.connector is not None
     trainer.fit()
     assert len(watch.losses) == 1
+
+
+class Disturb(Callback):
+    """Changes something in the first batch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def batch_start(self, state, logger):
+        if state.timestamp.batch == 0:
+            self.change()
+
+
+def test_a_frozen_weight_that_changed_ends_the_run(tiny_config):
+    trainer, vlm, _ = start(tiny_config())
+    weight = next(vlm.vision_tower.parameters())
+
+    def nudge():
+        weight.view(torch.int32).view(-1)[0] ^= 1  # one bit
+
+    trainer.state.callbacks.append(Disturb(nudge))
+    with pytest.raises(
+        TrainabilityError, match=r"vision_tower is frozen, yet .* hash was \w{32} .* is \w{32} now"
+    ):
+        trainer.fit()
+
+
+def test_an_epoch_that_ends_early_ends_the_run(tiny_config):
+    trainer, _, watch = start(tiny_config(max_duration="2ep"))
+    dataset = trainer.state.train_dataloader.dataset
+
+    def lose_the_rest():  # as a stock StreamingDataset does when its store goes away
+        dataset._event.set()
+
+    trainer.state.callbacks.append(Disturb(lose_the_rest))
+    with pytest.raises(ShortEpochError, match=r"epoch 0 ended after \d of 5 batches"):
+        trainer.fit()
+    assert len(watch.losses) < 5

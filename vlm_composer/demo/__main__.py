@@ -53,8 +53,12 @@ def prepare(folder: Path) -> None:
         convert_llava(json_path, images, str(folder / "mds"), eval_ratio=EVAL_RATIO, overwrite=True)
 
 
-def train(run_folder: Path, seed: int) -> None:
+def train(run_folder: Path, overrides: list[str]) -> None:
     """Train through the Composer launcher, as a user would.
+
+    Args:
+        run_folder: Where it writes; emptied first.
+        overrides: `key=value` items for the yaml.
 
     Raises:
         subprocess.CalledProcessError: The training failed; its output says why.
@@ -68,8 +72,8 @@ def train(run_folder: Path, seed: int) -> None:
             "1",
             "vlm_composer/train.py",
             YAML,
-            f"seed={seed}",
             f"run_folder={run_folder}",
+            *overrides,
         ],
         check=True,
     )
@@ -117,7 +121,8 @@ def summarize(run_folder: Path, captions: list[Caption]) -> bool:
     print(f"  after, right images       {right[-1]:6.3f}")
     print(f"  after, wrong images       {wrong[-1]:6.3f}")
     print(f"  what the images are worth {gap:6.3f}  (must be more than {MARGIN})")
-    print(f"Speed: {metrics['speed/samples_per_second'][-1][1]:.1f} samples/s")
+    rates = [value for _, value in metrics.get("speed/samples_per_second", [])]
+    print(f"Speed: {rates[-1]:.1f} samples/s" if rates else "Speed: too short a run to measure it")
     print(
         "The language model sees: the right image makes its captions likelier than a wrong one."
         if learned
@@ -131,6 +136,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vlm_composer.demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=17, help="seed of connector and data order")
     parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings in place of the yaml's"
+    )
+    parser.add_argument(
         "--prepare-only", action="store_true", help="fetch and convert, do not train"
     )
     options = parser.parse_args()
@@ -142,7 +150,7 @@ def main() -> int:
         prepare(FOLDER)
         if options.prepare_only:
             return 0
-        train(run_folder, options.seed)
+        train(run_folder, [f"seed={options.seed}", *options.overrides])
     except (DownloadError, ConversionError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
