@@ -5,7 +5,7 @@ BIN := .venv/bin
 TWO_RANKS := OMP_NUM_THREADS=1 $(BIN)/composer -n 2 -m pytest -m world_size -p no:cacheprovider -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format clean
+.PHONY: help setup demo bench test test-fast lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ setup: .venv/.installed ## install everything at the locked versions into .venv
 
 demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
 	$(BIN)/python -m vlm_composer.demo
+
+bench: setup ## check every claim of benchmarks/ (half an hour on two cores)
+	$(BIN)/python benchmarks/resume.py
 
 test: setup ## run every test, on one process and on two ranks
 	$(BIN)/python -m pytest

@@ -1,10 +1,10 @@
 """Claim: a run that is killed, preempted or cut off from its store ends as if nothing had happened.
 
 Every row is a real run of `vlm_composer/train.py` through the Composer launcher, with tiny towers,
-two loader workers, accumulation, shuffling, an evaluation in the middle and at the epochs' ends,
-and shards and checkpoints in a real S3 server. It is disturbed, started again with the same command
-and compared with an undisturbed run: every loss, learning rate and sample, and the final weights,
-moments and random state.
+two loader workers, accumulation, shuffling, evaluations in the middle of epochs, and shards and
+checkpoints in a real S3 server or Google Cloud Storage emulator. It is disturbed, started again
+with the same command and compared with an undisturbed run: every loss, learning rate and sample,
+and the final weights, moments and random state.
 
     python benchmarks/resume.py [--world-size 1 2] [--quick] [--json FILE]
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' tiny towers and S3 server
 
+from gcs_server import GCSServer  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 from tiny import save_tower, tiny_qwen3, tiny_siglip, write_pairs  # noqa: E402
 
@@ -58,6 +60,8 @@ class Row:
     ranks: tuple[int, int]
     """Before and after the disturbance."""
     parallelism: tuple[str, str]
+    batches: int = BATCHES
+    store: str = "s3"
     exact: bool = True
     """Promised bitwise; otherwise the same samples and losses within `RELATIVE`."""
     ok: bool = False
@@ -74,26 +78,23 @@ class Bench:
 
     Args:
         folder: An empty folder.
-        server: A running S3 server whose environment is set.
+        server: A running store whose environment is set.
         dropout: Of the runs that draw random numbers.
     """
 
-    def __init__(self, folder: Path, server: S3Server, dropout: float = 0.1) -> None:
+    def __init__(self, folder: Path, server: S3Server | GCSServer, dropout: float = 0.1) -> None:
         self.folder, self.server, self.dropout = folder, server, dropout
         self._references: dict[tuple[Any, ...], tuple[list[dict[str, Any]], CheckpointFile]] = {}
+        folder.mkdir(exist_ok=True)
         self._bucket = server.make_bucket(f"resume-{os.getpid()}")
         torch.manual_seed(1)
         save_tower(tiny_siglip(), folder / "siglip")
         save_tower(tiny_qwen3(), folder / "qwen3")
         pairs, images = write_pairs(folder, 96)
-        convert_llava(
-            pairs,
-            images,
-            f"{self._bucket}/mds",
-            eval_ratio=0.07,
-            size_limit=2048,
-            show_progress=False,
-        )
+        for place in (f"{self._bucket}/mds", str(folder / "mds")):
+            convert_llava(
+                pairs, images, place, eval_ratio=0.07, size_limit=2048, show_progress=False
+            )
 
     def yaml(self, name: str, **changes: Any) -> Path:
         """Write the yaml of run `name`."""
@@ -180,7 +181,11 @@ class Bench:
     def records(self, name: str) -> list[dict[str, Any]]:
         """What run `name` has computed, in the order of computing."""
         path = self.folder / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        text = path.read_text()
+        whole_lines = text[: text.rfind("\n") + 1]  # a killed run may have left half a line
+        return [json.loads(line) for line in whole_lines.splitlines()]
 
     def newest(self, name: str) -> CheckpointFile:
         """The newest checkpoint of run `name`."""
@@ -189,13 +194,13 @@ class Bench:
         return checkpoint
 
     def undisturbed(
-        self, ranks: int, parallelism: str, dropout: bool
+        self, ranks: int, parallelism: str, dropout: bool, batches: int = BATCHES
     ) -> tuple[list[dict[str, Any]], CheckpointFile]:
         """The run that the disturbed ones are compared with; made once."""
-        key = (ranks, parallelism, dropout)
+        key = (ranks, parallelism, dropout, batches)
         if key not in self._references:
-            name = f"undisturbed-{ranks}-{parallelism}-{int(dropout)}"
-            self.yaml(name)
+            name = f"undisturbed-{ranks}-{parallelism}-{int(dropout)}-{batches}"
+            self.yaml(name, max_duration=f"{batches}ba")
             code = self.finish(self.start(name, ranks, parallelism, dropout=dropout))
             if code:
                 raise RuntimeError((self.folder / f"{name}.log").read_text()[-4000:])
@@ -204,11 +209,13 @@ class Bench:
 
     def judge(self, row: Row, name: str, codes: list[int], allowed: list[int]) -> Row:
         """Compare run `name` with the undisturbed one."""
-        expected, reference = self.undisturbed(row.ranks[0], row.parallelism[0], row.exact)
+        expected, reference = self.undisturbed(
+            row.ranks[0], row.parallelism[0], row.exact, row.batches
+        )
         found = self.records(name)
         if codes[:-1] != allowed or codes[-1]:
             row.faults.append(f"exit codes {codes}, expected {[*allowed, 0]}")
-            row.faults.append((self.folder / f"{name}.log").read_text()[-3000:])
+            row.faults += (self.folder / f"{name}.log").read_text().splitlines()[-20:]
             return row
         by_batch = {record["batch"]: record for record in expected}
         if {record["batch"] for record in found} != by_batch.keys():
@@ -244,7 +251,7 @@ class Bench:
 
     def kill(self, row: Row, where: str) -> Row:
         """Disturb by SIGKILL: `where` as recorded_train.py's KILL, or `tree` for every process."""
-        name = row.name.replace(" ", "-").replace(":", "-")
+        name = row.name.replace(" ", "-").replace("://", "")
         self.yaml(name)
         if where.startswith("tree:"):
             gate = self.folder / f"{name}-gate"
@@ -265,14 +272,27 @@ class Bench:
                 name, row.ranks[0], row.parallelism[0], dropout=row.exact, KILL=where
             )
             codes = [self.finish(first)]
-            rank = int(where.split(":")[0])
-            # The launcher gives the code of the first rank that did not end well.
-            allowed = [-signal.SIGKILL] if rank == 0 else codes
+            allowed = [256 - signal.SIGKILL]  # what the launcher makes of rank 0's
         return self._go_on(row, name, codes, allowed)
+
+    def kill_often(self, row: Row, times: int) -> Row:
+        """Kill every process of a run as soon as it has done some batch, again and again."""
+        name = row.name.replace(" ", "-").replace("://", "")
+        self.yaml(name, max_duration=f"{row.batches}ba")
+        points = sorted(random.sample(range(2, row.batches - 10), times))
+        row.name += f" ({', '.join(map(str, points))})"
+        codes = []
+        for point in points:
+            process = self.start(name, row.ranks[0], row.parallelism[0], dropout=True)
+            while process.poll() is None and self._done(name) < point:
+                time.sleep(0.02)
+            kill_tree(process)
+            codes.append(process.wait())
+        return self._go_on(row, name, codes, [-signal.SIGKILL] * times)
 
     def preempt(self, row: Row, batch: int) -> Row:
         """Disturb by SIGTERM in a batch: the run must save after it and exit with 75."""
-        name = row.name.replace(" ", "-")
+        name = row.name.replace(" ", "-").replace("://", "")
         self.yaml(name)
         first = self.start(
             name, row.ranks[0], row.parallelism[0], dropout=row.exact, TERM_AT=str(batch)
@@ -284,11 +304,15 @@ class Bench:
             row.faults.append(f"saved after batch {saved}, not {batch + 1}")
         return self._go_on(row, name, codes, [75])
 
-    def outage(self, row: Row, batch: int, seconds: float | None) -> Row:
+    def outage(self, row: Row, batch: int, seconds: float | None, *, reading: bool = True) -> Row:
         """Take the store away before a batch, for `seconds` or (None) for longer than the run
-        waits."""
-        name = row.name.replace(" ", "-")
-        self.yaml(name, **({} if seconds else {"store_timeout": 3}))
+        waits. Without `reading`, shards come from a folder and only saving meets the outage."""
+        name = row.name.replace(" ", "-").replace("://", "")
+        changes: dict[str, Any] = {} if seconds else {"store_timeout": 3}
+        if not reading:
+            data = {"local": str(self.folder / "mds" / "train"), "shuffle": True, "predownload": 8}
+            changes["train_loader"] = {"dataset": data, "num_workers": 2}
+        self.yaml(name, **changes)
         gate = self.folder / f"{name}-gate"
         gate.mkdir()
         first = self.start(
@@ -311,7 +335,7 @@ class Bench:
         return self._go_on(row, name, codes, [1])
 
     def _go_on(self, row: Row, name: str, codes: list[int], allowed: list[int]) -> Row:
-        done = max((record["batch"] for record in self.records(name)), default=0)
+        done = self._done(name)
         started = time.time()
         codes.append(
             self.finish(self.start(name, row.ranks[1], row.parallelism[1], dropout=row.exact))
@@ -319,6 +343,9 @@ class Bench:
         new = [r["time"] for r in self.records(name) if r["time"] > started and r["batch"] > done]
         row.seconds_to_new_batch = min(new) - started if new else float("nan")
         return self.judge(row, name, codes, allowed)
+
+    def _done(self, name: str) -> int:
+        return max((record["batch"] for record in self.records(name)), default=0)
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
@@ -348,7 +375,7 @@ def matrix(world_sizes: list[int], quick: bool) -> Iterator[tuple[Row, Disturban
     everything = f"tree:{EPOCH + 3}"
     moments = {
         "before the first checkpoint": "0:2:after_forward",
-        "in the middle of an epoch": "0:6:before_optimizer",
+        "in the middle of an epoch": "0:6:after_train_batch",
         "at an epoch's last batch": f"0:{EPOCH}:batch_end",
         "at an epoch's end": f"0:{EPOCH}:epoch_checkpoint",
         "in the second epoch": f"0:{EPOCH + 6}:batch_start",
@@ -373,24 +400,45 @@ def matrix(world_sizes: list[int], quick: bool) -> Iterator[tuple[Row, Disturban
         row = Row(name, ranks, parallelisms, exact=False)
         yield row, lambda bench, row: bench.kill(row, everything)
     outages: list[float | None] = [1, None] if quick else [1, 8, 30, None]
+    one = ((1, 1), ("replicate", "replicate"))
     for seconds in outages:
         name = f"store away for {seconds:.0f} s" if seconds else "store away for good"
-        row = Row(name, (1, 1), ("replicate", "replicate"))
-        yield row, lambda bench, row, seconds=seconds: bench.outage(row, 3, seconds)
+        yield Row(name, *one), lambda bench, row, seconds=seconds: bench.outage(row, 3, seconds)
+    row = Row("kill with all its processes, gs://", *one, store="gs")
+    yield row, lambda bench, row: bench.kill(row, everything)
+    if not quick:
+        row = Row("store away for 8 s while saving", *one)
+        yield row, lambda bench, row: bench.outage(row, 3, 8, reading=False)
+        row = Row("store away for good while saving", *one)
+        yield row, lambda bench, row: bench.outage(row, 3, None, reading=False)
+        row = Row("store away for 8 s, gs://", *one, store="gs")
+        yield row, lambda bench, row: bench.outage(row, 3, 8)
+        row = Row("200 batches killed ten times", *one, batches=200)
+        yield row, lambda bench, row: bench.kill_often(row, 10)
 
 
-def run(world_sizes: list[int], quick: bool, folder: Path, server: S3Server) -> list[Row]:
+def run(world_sizes: list[int], quick: bool, folder: Path) -> list[Row]:
     """Run the matrix, printing each row as it is done."""
-    bench = Bench(folder, server)
+    servers: dict[str, S3Server | GCSServer] = {}
+    for scheme, kind in (("s3", S3Server), ("gs", GCSServer)):
+        (folder / f"{scheme}-server").mkdir()
+        servers[scheme] = kind(folder / f"{scheme}-server")
+        os.environ.update(servers[scheme].env)
+        servers[scheme].start()
     rows = []
-    for row, do in matrix(world_sizes, quick):
-        try:
-            done = do(bench, row)
-        except RuntimeError as error:
-            row.faults.append(str(error))
-            done = row
-        rows.append(done)
-        print_row(done)
+    try:
+        benches = {scheme: Bench(folder / scheme, server) for scheme, server in servers.items()}
+        for row, disturb in matrix(world_sizes, quick):
+            try:
+                done = disturb(benches[row.store], row)
+            except RuntimeError as error:
+                row.faults.append(str(error))
+                done = row
+            rows.append(done)
+            print_row(done)
+    finally:
+        for server in servers.values():
+            server.kill()
     return rows
 
 
@@ -412,16 +460,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world-size", type=int, nargs="+", default=[1, 2], help="ranks to run on")
     parser.add_argument("--quick", action="store_true", help="a few rows of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the ten points of killing")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
+    random.seed(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
-    server = S3Server(Path(tempfile.mkdtemp(prefix="resume-s3-")))
-    os.environ.update(server.env)
-    server.start()
-    try:
-        rows = run(options.world_size, options.quick, folder, server)
-    finally:
-        server.kill()
+    rows = run(options.world_size, options.quick, folder)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     failed = sum(not row.ok for row in rows)

@@ -31,7 +31,7 @@ from vlm_composer.config import (
 from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.images import preprocessor_settings
-from vlm_composer.data.leftovers import die_with_parent, release_folders
+from vlm_composer.data.leftovers import claim_caches, die_with_parent
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
@@ -222,17 +222,14 @@ def assemble_evaluators(
     return evaluators
 
 
-def release_data(config: TrainConfig) -> None:
-    """Free what killed runs on this machine hold of this run's data; one rank of a node calls it.
+def claim_data(config: TrainConfig) -> None:
+    """Take this run's caches and free what killed runs hold of them; one rank of a node calls it.
 
     Raises:
         ValueError: A living run reads into the same cache.
     """
     loaders = [loader for loader in (config.train_loader, config.eval_loader) if loader is not None]
-    release_folders(
-        [loader.dataset.local for loader in loaders if loader.dataset.remote is not None],
-        [loader.dataset.local for loader in loaders if loader.dataset.remote is None],
-    )
+    claim_caches(x.dataset.local for x in loaders if x.dataset.remote is not None)
 
 
 def _open_dataset(

@@ -10,10 +10,12 @@ Nothing heavy is imported here, so that conversion needs no model code.
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 (before _register_atexit)
 import errno
 import logging
 import os
 import shutil
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -40,6 +42,11 @@ _LOCAL_FAULTS = _DISK_FULL | {
 }
 _MALFORMED = "ParamValidationError"
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+
+# Python lets threads finish before it ends a process, and boto3 can start none any more. Registered
+# after concurrent.futures, which waits for its threads: the last to register is called first.
+_ending = threading.Event()
+threading._register_atexit(_ending.set)  # type: ignore[attr-defined]
 
 
 class StoreError(OSError):
@@ -306,7 +313,8 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
 
     Raises:
         StoreError: It failed in a way that time does not mend (no such bucket or object, no
-            permission, disk full), or for longer than `seconds`.
+            permission, disk full), or for longer than `seconds`; or the process is ending and
+            waits for this thread.
     """
     pause, deadline = 0.25, None
     while True:
@@ -317,6 +325,8 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
         except Exception as error:  # each SDK raises classes of its own
             if is_permanent(error):
                 raise StoreError(f"could not {what}: {_advice(error)}") from error
+            if _ending.is_set():
+                raise StoreError(f"could not {what}: the process is ending") from error
             now = time.monotonic()
             if deadline is None:
                 deadline = now + seconds
@@ -328,7 +338,7 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
                     f"could not {what}: the store was away for {seconds:.0f} s "
                     f"({_brief(error)}); start the run again once it is back"
                 ) from error
-            time.sleep(min(pause, deadline - now))
+            _ending.wait(min(pause, deadline - now))
             pause = min(2 * pause, 5.0)
 
 

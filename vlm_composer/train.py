@@ -17,7 +17,7 @@ from vlm_composer.assembly import (
     assemble_model,
     assemble_template,
     assemble_train_loader,
-    release_data,
+    claim_data,
 )
 from vlm_composer.config import TrainConfig
 from vlm_composer.ranks import on_rank_zero, run_on
@@ -56,7 +56,7 @@ def prepare(config: TrainConfig) -> Trainer:
     resumption = find_resumption(config, save_folder)
     template = assemble_template(config)
     encoder = assemble_encoder(config, template)
-    run_on(dist.get_local_rank() == 0, lambda: release_data(config))
+    run_on(dist.get_local_rank() == 0, lambda: claim_data(config))
     train_data = assemble_train_loader(config, encoder, device)
     evaluators = assemble_evaluators(config, encoder, device)
 

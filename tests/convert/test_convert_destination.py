@@ -229,7 +229,7 @@ class TestS3:
 
     def test_a_bucket_that_does_not_exist(self, pairs: Any, s3_server: Any) -> None:
         pairs.add(3)
-        with pytest.raises(ConversionError, match="could not reach s3://convert-nowhere"):
+        with pytest.raises(ConversionError, match="could not list s3://convert-nowhere"):
             pairs.convert("s3://convert-nowhere/prefix")
 
     def test_nothing_stays_on_the_local_disk(

@@ -6,6 +6,7 @@ from tiny import byte_tokenizer
 
 from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import IGNORE_INDEX, Template
 
 
@@ -18,7 +19,11 @@ def encoder():
 
 @pytest.fixture
 def captions(encoder, shards):
-    return StreamingCaptions(encoder, local=str(shards / "train"), batch_size=4)
+    return StreamingCaptions(encoder, stream_of(shards), batch_size=4)
+
+
+def stream_of(shards):
+    return CheckedStream(local=str(shards / "train"), store_timeout=0)
 
 
 def test_a_sample_of_the_shards_is_encoded(captions, encoder):
@@ -34,7 +39,7 @@ def test_a_sample_of_the_shards_is_encoded(captions, encoder):
 def test_an_error_names_the_sample(shards):
     short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
     captions = StreamingCaptions(
-        SampleEncoder(short, image_size=16), local=str(shards / "train"), batch_size=4
+        SampleEncoder(short, image_size=16), stream_of(shards), batch_size=4
     )
     with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
         captions[0]

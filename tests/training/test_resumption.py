@@ -6,8 +6,9 @@ from benchmarks.resume import Bench, Row, matrix
 
 
 @pytest.fixture(scope="module")
-def bench(s3_server, tmp_path_factory):
-    return Bench(tmp_path_factory.mktemp("resume"), s3_server)
+def benches(s3_server, gcs_server, tmp_path_factory):
+    servers = {"s3": s3_server, "gs": gcs_server}
+    return {name: Bench(tmp_path_factory.mktemp(name), s) for name, s in servers.items()}
 
 
 @pytest.mark.slow
@@ -15,7 +16,7 @@ def bench(s3_server, tmp_path_factory):
 @pytest.mark.parametrize(
     ("row", "disturb"), matrix([1, 2], quick=True), ids=lambda part: getattr(part, "name", "")
 )
-def test_a_disturbed_run_ends_as_the_undisturbed_one(bench: Bench, row: Row, disturb):
-    done = disturb(bench, row)
+def test_a_disturbed_run_ends_as_the_undisturbed_one(benches, row: Row, disturb):
+    done = disturb(benches[row.store], row)
     assert not done.faults, "\n".join(done.faults)
     assert done.bitwise or not done.exact

@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import torch
 import xxhash
 from PIL import Image
 from streaming import StreamingDataset
-from streaming.base.dataset import _ShardState
+from streaming.base.constant import TICK
+from streaming.base.dataset import _Iterator, _ShardState
 from torch.utils.data import Dataset
 
 from vlm_composer.data.images import decode_image
@@ -126,7 +128,7 @@ class StreamingCaptions(StreamingDataset):
             raise self._failure
         shard_id, _ = self.spanner[sample_id]
         # Again, where another worker's attempt failed: a shard that is wrong may still be there.
-        while self._shard_states[shard_id] != _ShardState.LOCAL:
+        while not self._is_local(shard_id):
             self.prepare_shard(shard_id)
         return super().get_item(sample_id, retry)
 
@@ -137,6 +139,37 @@ class StreamingCaptions(StreamingDataset):
         except Exception:
             self._shard_states[shard_id] = _ShardState.REMOTE
             raise
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        """Fetch ahead. A thread that fails has ended too: streaming waits for those that end."""
+        try:
+            super()._prepare_thread(it)
+        except Exception:
+            it.on_exit()
+            raise
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        """Count the samples whose shards are there.
+
+        streaming's own waits for ever for a shard that another worker could not fetch, or that was
+        evicted before it looked. This one fetches it, which fails here as well.
+        """
+        try:
+            while it.ready_index < it.total and not (it.should_exit() or self._event.is_set()):
+                sample_id = it.sample_ids[it.ready_index]
+                if it.ready_index - it.yield_index > self.predownload:
+                    sleep(TICK)
+                elif sample_id == -1 or self._is_local(shard := self.spanner[sample_id][0]):
+                    it.ready_index += 1
+                elif self._shard_states[shard] == _ShardState.REMOTE:
+                    self.prepare_shard(shard, False)
+                else:
+                    sleep(TICK)
+        finally:
+            it.on_exit()
+
+    def _is_local(self, shard_id: int) -> bool:
+        return bool(self._shard_states[shard_id] == _ShardState.LOCAL)
 
     def on_exception(self, future: Future[None]) -> None:
         """Keep the error of a background thread for whoever iterates."""

@@ -9,12 +9,15 @@ data sets away as well.
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import logging
 import os
 import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,8 +28,10 @@ from streaming.base.shared.prefix import _unpack_locals
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-ORPHAN_SECONDS = 10.0
-"""How long to wait for the processes of a killed run to notice it."""
+ORPHAN_SECONDS = 5.0
+"""How long to wait for the processes of a killed run to end."""
+_claimed: dict[str, int] = {}
+"""Caches of this process, each with the descriptor of its lock."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,45 +59,56 @@ def remove_partials(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def release_folders(caches: Iterable[str], in_place: Iterable[str] = ()) -> None:
-    """Free what killed runs hold of the folders that shards are read from.
+def claim_caches(folders: Iterable[str]) -> None:
+    """Take folders that shards are downloaded to for this process, and free what killed runs hold.
 
-    Blocks that a living process uses, and those of other folders, are left alone. To be called by
-    one rank of a node, before it opens a data set.
+    A lock that the kernel drops with its last holder tells living runs from dead ones. That a
+    process has a block mapped does not: every streaming process maps the blocks of all others.
+    To be called by one rank of a node, before it opens a data set.
 
     Args:
-        caches: Folders that shards are downloaded to; one run at a time may use them.
-        in_place: Folders that shards are read from where they are.
+        folders: Caches; one run of a machine at a time may use each.
 
     Raises:
-        ValueError: A living process reads into one of `caches`.
+        ValueError: A living process of this machine uses one of them.
     """
-    exclusive = {os.path.abspath(folder) for folder in caches}
-    ours = exclusive | {os.path.abspath(folder) for folder in in_place}
-    for folder in exclusive:
+    ours = {os.path.abspath(folder) for folder in folders} - _claimed.keys()
+    for folder in sorted(ours):
+        _claimed[folder] = _lock(folder)
         remove_partials(Path(folder))
-    if not SHARED_MEMORY.is_dir():
-        return
     for block in sorted(SHARED_MEMORY.glob(f"[0-9]*_{LOCALS}")):
-        taken = ours & set(_folders_of(block))
-        if not taken:
-            continue
-        prefix = block.name.removesuffix(LOCALS)
-        if users := _wait_until_unused(prefix):
-            if taken & exclusive:
+        if taken := ours & set(_folders_of(block)):
+            stale = sorted(SHARED_MEMORY.glob(f"{block.name.removesuffix(LOCALS)}*"))
+            for path in stale:
+                path.unlink(missing_ok=True)
+            log.info(
+                "Freed %d blocks of shared memory that an earlier run left for %s.",
+                len(stale),
+                ", ".join(sorted(taken)),
+            )
+
+
+def _lock(folder: str) -> int:
+    """Lock a folder for as long as this process and its children live."""
+    name = f"vlm_composer-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
+    lock = os.open(Path(tempfile.gettempdir(), name), os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(lock, 20, 0).decode() or "another process"
+                os.close(lock)
                 raise ValueError(
-                    f"{', '.join(sorted(taken))} is in use by process {users[0]}; end that run or "
-                    "give this one a cache of its own (train_loader.dataset.local)"
-                )
-            continue
-        stale = sorted(SHARED_MEMORY.glob(f"{prefix}*"))
-        for path in stale:
-            path.unlink(missing_ok=True)
-        log.info(
-            "Freed %d blocks of shared memory that an earlier run left for %s.",
-            len(stale),
-            ", ".join(sorted(taken)),
-        )
+                    f"{folder} is in use by process {holder}; end that run or give this one a "
+                    "cache of its own (train_loader.dataset.local)"
+                ) from None
+            time.sleep(0.1)
+        else:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            return lock
 
 
 def _folders_of(block: Path) -> list[str]:
@@ -101,39 +117,6 @@ def _folders_of(block: Path) -> list[str]:
         return _unpack_locals(block.read_bytes())[0]
     except (OSError, ValueError, IndexError):
         return []
-
-
-def _wait_until_unused(prefix: str) -> list[int]:
-    """Wait for the processes that use blocks of a prefix to end; return those that do not."""
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while (users := _users_of(prefix)) and time.monotonic() < deadline:
-        if not any(_is_orphan(pid) for pid in users):
-            break
-        time.sleep(0.1)
-    return users
-
-
-def _users_of(prefix: str) -> list[int]:
-    """Processes that have blocks of a prefix mapped."""
-    needle = f" {SHARED_MEMORY}/{prefix}"
-    users = []
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        pid = int(maps.parent.name)
-        try:
-            if needle in maps.read_text(errors="replace"):
-                users.append(pid)
-        except OSError:  # it ended, or is another user's
-            continue
-    return sorted(users)
-
-
-def _is_orphan(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    parent = int(stat.rpartition(")")[2].split()[1])
-    return parent == 1 or not _is_alive(parent)
 
 
 def _is_alive(pid: int) -> bool:

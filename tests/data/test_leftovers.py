@@ -1,0 +1,117 @@
+"""What killed runs leave behind is freed; what living ones use is left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_composer.data.leftovers import SHARED_MEMORY, _folders_of, claim_caches, partial_path
+
+READER = """
+import sys
+from streaming import StreamingDataset
+from vlm_composer.data.leftovers import claim_caches
+from vlm_composer.data.stream import CheckedStream
+remote, cache = sys.argv[1:]
+claim_caches([cache])
+stream = CheckedStream(remote=remote, local=cache, store_timeout=0, validate_hash="xxh64")
+dataset = StreamingDataset(streams=[stream], batch_size=4)
+print(dataset._shm_prefix_int, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def reader(shards):
+    """Starts processes that hold a cache; returns each with the prefix of its shared memory."""
+    started = []
+
+    def start(cache: Path) -> tuple[subprocess.Popen, str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", READER, str(shards / "train"), str(cache)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process, f"{int(process.stdout.readline()):06}_"
+
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def blocks(prefix):
+    return sorted(path.name for path in SHARED_MEMORY.glob(f"{prefix}*"))
+
+
+def kill_all(process):
+    """The process and its resource tracker, which would tidy up."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def test_only_what_a_dead_run_holds_of_our_folders_is_freed(reader, tmp_path):
+    dead, dead_prefix = reader(tmp_path / "ours")
+    _, living_prefix = reader(tmp_path / "theirs")
+    assert blocks(dead_prefix)
+    kill_all(dead)
+    assert blocks(dead_prefix), "the kernel keeps them"
+    before = blocks(living_prefix)
+    again, _ = reader(tmp_path / "ours")  # streaming refuses a folder whose blocks are there
+    assert again.poll() is None
+    assert blocks(living_prefix) == before
+    names = {tuple(_folders_of(b)) for b in SHARED_MEMORY.glob("[0-9]*_locals")}
+    assert (str(tmp_path / "ours"),) in names
+
+
+def test_a_cache_that_a_living_run_reads_into_is_refused(reader, tmp_path):
+    process, prefix = reader(tmp_path / "cache")
+    before = blocks(prefix)
+    with pytest.raises(ValueError, match=f"cache is in use by process {process.pid}"):
+        claim_caches([str(tmp_path / "cache")])
+    assert blocks(prefix) == before
+
+
+def test_half_written_files_of_dead_processes_are_deleted(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait(timeout=30)
+    ours = partial_path(tmp_path / "shard.00000.mds")
+    theirs = ours.with_name(ours.name.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
+    for path in (ours, theirs):
+        path.write_bytes(b"half")
+    claim_caches([str(tmp_path)])
+    assert ours.exists()
+    assert not theirs.exists()
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from vlm_composer.data.leftovers import die_with_parent
+def work(connection):
+    die_with_parent()
+    connection.send(os.getpid())
+    time.sleep(300)
+if __name__ == "__main__":
+    here, there = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    process.start()
+    print(here.recv(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_worker_dies_with_its_parent():
+    # The worker holds the pipe open too: reading to its end waits for both.
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert int(done.stdout) > 0
