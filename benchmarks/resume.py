@@ -36,11 +36,10 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' tiny towers and S3 server
 
+from convert import convert_llava  # noqa: E402
 from gcs_server import GCSServer  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 from tiny import save_tower, tiny_qwen3, tiny_siglip, write_pairs  # noqa: E402
-
-from convert import convert_llava  # noqa: E402
 from vlm_composer.training.checkpoint_file import WEIGHTS, CheckpointFile  # noqa: E402
 from vlm_composer.training.checkpoint_folder import CheckpointFolder  # noqa: E402
 

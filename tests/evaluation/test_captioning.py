@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_llama, tiny_qwen3, tiny_siglip
 
+from tiny import byte_tokenizer, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.template import Template
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.models.connector import Connector

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.flops import training_flops
 from vlm_composer.models.projector import MLPProjector

@@ -4,9 +4,9 @@ own."""
 import pytest
 import torch
 from PIL import Image
-from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from transformers import AutoModel, AutoModelForCausalLM, SiglipImageProcessor
 
+from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.images import decode_image
 from vlm_composer.models.towers import (
     LanguageModel,

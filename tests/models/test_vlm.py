@@ -3,9 +3,9 @@ path."""
 
 import pytest
 import torch
-from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler

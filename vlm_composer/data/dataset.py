@@ -154,6 +154,7 @@ class StreamingCaptions(StreamingDataset):
         streaming's own waits for ever for a shard that another worker could not fetch, or that was
         evicted before it looked. This one fetches it, which fails here as well.
         """
+        assert self.predownload is not None  # streaming chose one
         try:
             while it.ready_index < it.total and not (it.should_exit() or self._event.is_set()):
                 sample_id = it.sample_ids[it.ready_index]
