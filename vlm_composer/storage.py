@@ -43,8 +43,8 @@ _LOCAL_FAULTS = _DISK_FULL | {
 _MALFORMED = "ParamValidationError"
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
-# Before Python ends a process it waits for its threads, in which boto3 can start none any more. This
-# is set before that, as the last to register is called first.
+# Before Python ends a process it waits for its threads, in which boto3 can start none any more.
+# This is set before that, as the last to register is called first.
 _ending = threading.Event()
 threading._register_atexit(_ending.set)  # type: ignore[attr-defined]
 

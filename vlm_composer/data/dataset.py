@@ -162,7 +162,10 @@ class StreamingCaptions(StreamingDataset):
                     sleep(TICK)
                 elif sample_id == -1 or self._is_local(shard := self.spanner[sample_id][0]):
                     it.ready_index += 1
-                elif self._shard_states[shard] == _ShardState.REMOTE:
+                elif (
+                    it.prepare_index > it.ready_index  # the other thread is past it
+                    and self._shard_states[shard] == _ShardState.REMOTE
+                ):
                     self.prepare_shard(shard, False)
                 else:
                     sleep(TICK)
