@@ -340,8 +340,9 @@ def test_a_safetensors_file_of_someone_else_is_refused(tmp_path):
 def test_a_document_that_was_altered_is_refused(trained):
     path = newest(trained).path
     data = path.read_bytes()
-    assert data.count(b"4ba") == 1
-    path.write_bytes(data.replace(b"4ba", b"5ba"))
+    old, new = b'\\"max_duration\\": \\"4ba', b'\\"max_duration\\": \\"5ba'
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
     with safe_open(path, "pt") as file:
         assert "5ba" in file.metadata()["vlm_composer"]
     with pytest.raises(CheckpointError, match="is damaged"):
