@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -243,6 +244,26 @@ def test_a_server_that_stays_away_is_given_up(server, seconds):
         ride_out(names, "list it", seconds)
     assert seconds <= time.monotonic() - started < seconds + 5
     assert (len(attempts) == 1) == (seconds == 0)
+
+
+ENDING = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from vlm_composer.storage import ride_out
+failed = threading.Event()
+def fail():
+    failed.set()
+    raise ConnectionError("away")
+future = ThreadPoolExecutor().submit(ride_out, fail, "fetch it", 600)
+future.add_done_callback(lambda future: print(future.exception()))
+failed.wait()
+"""
+
+
+def test_a_process_that_ends_waits_for_no_store():
+    code = [sys.executable, "-c", ENDING]
+    done = subprocess.run(code, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "could not fetch it: the process is ending\n"
 
 
 def test_a_full_disk_is_not_waited_for(place, local, tiny_disk):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from convert import ConversionError
+from vlm_composer.storage import S3Store
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
 
@@ -231,6 +233,32 @@ class TestS3:
         pairs.add(3)
         with pytest.raises(ConversionError, match="could not list s3://convert-nowhere"):
             pairs.convert("s3://convert-nowhere/prefix")
+
+    def test_a_server_that_comes_back_is_waited_for(
+        self, pairs: Any, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put, uploads = S3Store.put, iter(range(1_000))
+        revival = threading.Thread(target=s3_server.start)
+        once = threading.Lock()
+
+        def put_while_it_is_killed(store: S3Store, path: Path, name: str) -> None:
+            if next(uploads) == 3:
+                s3_server.kill()
+            try:
+                put(store, path, name)
+            except Exception:
+                if once.acquire(blocking=False):
+                    revival.start()
+                raise
+
+        monkeypatch.setattr(S3Store, "put", put_while_it_is_killed)
+        pairs.add(60)
+        url = s3_server.make_bucket("convert-outage")
+        pairs.convert(url, **SMALL)
+        assert once.locked(), "no upload failed"
+        revival.join()
+        ids = pairs.ids("train", remote=url) + pairs.ids("eval", remote=url)
+        assert sorted(ids) == [item["id"] for item in pairs.items]
 
     def test_nothing_stays_on_the_local_disk(
         self, pairs: Any, s3_server: Any, monkeypatch: pytest.MonkeyPatch
