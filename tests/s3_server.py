@@ -5,31 +5,22 @@ It is MinIO's S3 front over a folder, on a free port of 127.0.0.1. It ignores If
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_STARTUP_SECONDS = 30
+from store_server import StoreServer
 
 
-class S3Server:
-    """One server with its own buckets. What it holds outlives `kill`, `stop` and `start`.
-
-    Args:
-        folder: An empty folder for its data.
-    """
+class S3Server(StoreServer):
+    """A StoreServer that speaks S3."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        super().__init__(folder)
         self.env = {
             "S3_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test-key",
@@ -48,39 +39,12 @@ class S3Server:
             capture_output=True,
         )
 
-    def start(self) -> None:
-        """Starts the server, if it is not running, and returns when it answers."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        with (self._folder / "gateway.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(_juicefs(), "gateway", "--multi-buckets", "--keep-etag"),
-                    *("--no-usage-report", "--no-banner", "--cache-dir", f"{self._folder}/cache"),
-                    *(self._database, f"127.0.0.1:{self._port}"),
-                ],
-                env=self._process_env(),
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + _STARTUP_SECONDS
-        while not _answers(self._port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError((self._folder / "gateway.log").read_text(errors="replace"))
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Ends the server in good order (SIGTERM)."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=30)
-
-    def kill(self) -> None:
-        """Ends the server at once (SIGKILL), as an outage does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=30)
+    def _command(self) -> list[str | Path]:
+        return [
+            *(_juicefs(), "gateway", "--multi-buckets", "--keep-etag"),
+            *("--no-usage-report", "--no-banner", "--cache-dir", f"{self._folder}/cache"),
+            *(self._database, f"127.0.0.1:{self._port}"),
+        ]
 
     def make_bucket(self, name: str) -> str:
         """Makes a bucket.
@@ -140,17 +104,3 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def _juicefs() -> str:
     beside_python = Path(sys.executable).with_name("juicefs")
     return str(beside_python) if beside_python.exists() else shutil.which("juicefs") or "juicefs"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

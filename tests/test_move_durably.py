@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_composer.storage import move_durably
+from vlm_composer.local_files import move_durably
 
 WRITE = {
     "move_durably": "Path('new').write_bytes(data); move_durably(Path('new'), Path('name'))",
@@ -22,7 +22,8 @@ def test_a_reader_sees_one_file_or_the_other_whole(how, tmp_path):
     (tmp_path / "name").write_bytes(b"0" * 3_000_000)
     script = (
         "import itertools; from pathlib import Path\n"
-        "from vlm_composer.storage import move_durably, open_store\n"
+        "from vlm_composer.local_files import move_durably\n"
+        "from vlm_composer.storage import open_store\n"
         f"for n in itertools.count(1):\n  data = bytes([48 + n % 10]) * 3_000_000; {WRITE[how]}\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

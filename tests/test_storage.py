@@ -10,14 +10,8 @@ import uuid
 import pytest
 from botocore.exceptions import ClientError
 
-from vlm_composer.storage import (
-    PROBE,
-    StoreError,
-    check_writable,
-    is_permanent,
-    open_store,
-    ride_out,
-)
+from vlm_composer.outages import StoreError, is_permanent, ride_out
+from vlm_composer.storage import PROBE, check_writable, open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 BUCKETS = [pytest.param(kind, marks=pytest.mark.s3) for kind in ("s3", "gs")]
@@ -249,7 +243,7 @@ def test_a_server_that_stays_away_is_given_up(server, seconds):
 ENDING = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from vlm_composer.storage import ride_out
+from vlm_composer.outages import ride_out
 failed = threading.Event()
 def fail():
     failed.set()

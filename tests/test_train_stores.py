@@ -63,3 +63,12 @@ def test_a_cache_that_the_disk_has_no_room_for(attempt, shards, tmp_path, monkey
     cache = {"remote": str(shards / "train"), "local": str(tmp_path / "cache")}
     said = attempt(train_loader={"dataset": cache, "num_workers": 0})
     assert "the cache needs 0.0 GB more and the disk has 0.0 GB free" in said
+
+
+@pytest.mark.world_size(2)
+def test_every_rank_hears_what_one_of_them_found(attempt, shared_path):
+    missing = {"remote": str(shared_path / "nowhere"), "local": str(shared_path / "cache")}
+    said = attempt(
+        train_loader={"dataset": missing, "num_workers": 0}, device_train_microbatch_size=2
+    )
+    assert f"could not download {shared_path}/nowhere/index.json" in said

@@ -37,14 +37,13 @@ from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
-from vlm_composer.models.towers import (
-    LanguageModel,
-    VisionTower,
+from vlm_composer.models.tower_loading import (
     bundled_or_given,
     load_language_model,
     load_vision_model,
     read_config,
 )
+from vlm_composer.models.towers import LanguageModel, VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.ranks import run_on
 from vlm_composer.training.hardware import storage_dtype

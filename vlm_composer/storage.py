@@ -1,31 +1,26 @@
-"""Files in a folder or a bucket: list, upload, download, delete; and what to do when it is away.
+"""Files in a folder or a bucket: list, upload, download, delete.
 
 The one place that knows the stores' SDKs. Credentials and endpoints are those that streaming and
 Composer use: boto3's chain with `S3_ENDPOINT_URL`; `GCS_KEY` with `GCS_SECRET`, or Google's
 default credentials; `AZURE_ACCOUNT_NAME` with `AZURE_ACCOUNT_ACCESS_KEY`. The SDKs' own retries are
-off: `ride_out` waits for a store that is away, for a time that the caller states.
+off: `outages.ride_out` waits for a store that is away, for a time that its caller states.
 
 Nothing heavy is imported here, so that conversion needs no model code.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401 (before _register_atexit)
-import errno
-import logging
 import os
 import shutil
-import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlparse
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+from vlm_composer.local_files import move_durably, partial_path
+from vlm_composer.outages import StoreError, advice
 
 SCHEMES = ("s3", "gs", "azure")
 CONNECT_SECONDS = 10
@@ -34,23 +29,6 @@ READ_SECONDS = 60
 """How long it may be silent in the middle of a transfer."""
 PROBE = ".vlm_composer_probe"
 """Written and deleted to see whether a store can be written."""
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_LOCAL_FAULTS = _DISK_FULL | {
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-    errno.EEXIST,
-}
-_MALFORMED = "ParamValidationError"
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
-
-# Before Python ends a process it waits for its threads, in which boto3 can start none any more.
-# This is set before that, as the last to register is called first.
-_ending = threading.Event()
-threading._register_atexit(_ending.set)  # type: ignore[attr-defined]
-
-
-class StoreError(OSError):
-    """A store cannot be used; the message says why and what to do."""
 
 
 class Store(ABC):
@@ -93,7 +71,7 @@ class Store(ABC):
         except StoreError:
             raise
         except Exception as error:  # each SDK raises classes of its own
-            raise StoreError(f"could not {action} {self.url}: {_advice(error)}") from error
+            raise StoreError(f"could not {action} {self.url}: {advice(error)}") from error
 
 
 class FolderStore(Store):
@@ -111,7 +89,7 @@ class FolderStore(Store):
     def put(self, path: str | Path, name: str) -> None:
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
+        partial = partial_path(target)
         try:
             shutil.copyfile(path, partial)
             move_durably(partial, target)
@@ -300,70 +278,6 @@ def check_writable(store: Store, scratch: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
-    """Run `action` until it succeeds, waiting for a store that is away.
-
-    Args:
-        action: What to do; it may be run several times.
-        what: Its name for messages, for example "download s3://…/shard.00000.mds".
-        seconds: How long it may go on failing.
-
-    Returns:
-        What `action` returns.
-
-    Raises:
-        StoreError: It failed in a way that time does not mend (no such bucket or object, no
-            permission, disk full), or for longer than `seconds`; or the process is ending and
-            waits for this thread.
-    """
-    pause, deadline = 0.25, None
-    while True:
-        try:
-            return action()
-        except StoreError:
-            raise  # it says what to do
-        except Exception as error:  # each SDK raises classes of its own
-            if is_permanent(error):
-                raise StoreError(f"could not {what}: {_advice(error)}") from error
-            if _ending.is_set():
-                raise StoreError(f"could not {what}: the process is ending") from error
-            now = time.monotonic()
-            if deadline is None:
-                deadline = now + seconds
-                log.warning(
-                    "Could not %s (%s); trying again for %.0f s", what, _brief(error), seconds
-                )
-            if now >= deadline:
-                raise StoreError(
-                    f"could not {what}: the store was away for {seconds:.0f} s "
-                    f"({_brief(error)}); start the run again once it is back"
-                ) from error
-            _ending.wait(min(pause, deadline - now))
-            pause = min(2 * pause, 5.0)
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Whether waiting cannot mend `error`, raised by a store's SDK or the local disk."""
-    if isinstance(error, StoreError) or type(error).__name__ in (*_NO_CREDENTIALS, _MALFORMED):
-        return True
-    status = _http_status(error)
-    if status is not None:
-        return 400 <= status < 500 and status not in (408, 429)
-    return isinstance(error, OSError) and error.errno in _LOCAL_FAULTS
-
-
-def move_durably(source: Path, target: Path) -> None:
-    """Move a file of the same folder over another so that a crash leaves one or the other whole."""
-    with open(source, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _s3_client(checksums: str | None = None, **options: Any) -> Any:
     from boto3.session import Session
     from botocore.config import Config
@@ -376,39 +290,3 @@ def _s3_client(checksums: str | None = None, **options: Any) -> Any:
         response_checksum_validation=checksums,
     )
     return Session().client("s3", config=config, **options)
-
-
-def _http_status(error: BaseException) -> int | None:
-    """The status of the HTTP answer behind an error of boto3, google-cloud-storage or azure."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        if response.get("Error", {}).get("Code") == "RequestTimeout":
-            return 408  # S3 answers 400
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    for attribute in ("code", "status_code"):  # google.api_core, azure.core
-        value = getattr(error, attribute, None)
-        if isinstance(value, int):
-            return int(value)
-    return None
-
-
-def _brief(error: BaseException) -> str:
-    message = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {message or 'no message'}"
-
-
-def _advice(error: BaseException) -> str:
-    status = _http_status(error)
-    if type(error).__name__ in _NO_CREDENTIALS:
-        todo = "no credentials were found; set them in the environment"
-    elif status == 404:
-        todo = "there is no such bucket or object; check the name"
-    elif status in (400, 401, 403):
-        todo = "it was refused; check the credentials and their permissions"
-    elif isinstance(error, OSError) and error.errno in _DISK_FULL:
-        todo = "the local disk is full; free some space"
-    elif isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
-        todo = "check the path and its permissions"
-    else:
-        todo = "check the bucket's name, the endpoint, the credentials and the network"
-    return f"{todo} ({_brief(error)})"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_composer.data.leftovers import SHARED_MEMORY, _folders_of, claim_caches, partial_path
+from vlm_composer.data.leftovers import SHARED_MEMORY, _folders_of, claim_caches
+from vlm_composer.local_files import partial_path
 
 READER = """
 import sys
@@ -57,6 +58,7 @@ def kill_all(process):
     process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_only_what_a_dead_run_holds_of_our_folders_is_freed(reader, tmp_path):
     dead, dead_prefix = reader(tmp_path / "ours")
     _, living_prefix = reader(tmp_path / "theirs")
@@ -107,7 +109,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_worker_dies_with_its_parent():
     # The worker holds the pipe open too: reading to its end waits for both.
     done = subprocess.run(

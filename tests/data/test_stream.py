@@ -7,7 +7,7 @@ import pytest
 from remote_shards import BAD, SAMPLES, assert_same, open_captions, read, write_shards
 from vlm_composer.data.dataset import CaptionsByIndex
 from vlm_composer.data.stream import CorruptShardError
-from vlm_composer.storage import StoreError
+from vlm_composer.outages import StoreError
 
 workers_or_none = pytest.mark.parametrize("workers", [0, 2])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remote_shards import BAD, DEADLINE, SAMPLES, assert_same, open_captions, read
-from vlm_composer.storage import StoreError
+from vlm_composer.outages import StoreError
 
 workers_or_none = pytest.mark.parametrize("workers", [0, 2])
 

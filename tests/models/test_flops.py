@@ -55,7 +55,7 @@ def test_parts_scale_as_they_should():
 
 
 def test_the_full_size_model_costs_what_the_arithmetic_says():
-    from vlm_composer.models.towers import load_language_model, load_vision_model
+    from vlm_composer.models.tower_loading import load_language_model, load_vision_model
 
     with torch.device("meta"):
         vision = load_vision_model(

@@ -192,6 +192,14 @@ def test_a_folder_with_checkpoints_is_not_written_into_by_mistake(tiny_config):
     assert [path.name for path in folder_of(config).glob("ep*")] == ["ep0-ba1.safetensors"]
 
 
+def test_a_disk_that_fills_up_ends_the_run_and_says_so(tiny_config, tiny_disk):
+    config = tiny_config(save_folder=str(tiny_disk / "checkpoints"), save_interval="1ba")
+    with pytest.raises(OSError, match=r"could not write .*ep0-ba1.*; free some space"):
+        run(config)
+    left = sorted(path.name for path in (tiny_disk / "checkpoints").iterdir())
+    assert left == []
+
+
 def altered(config, change=None, document=None):
     """A copy of the newest checkpoint with other tensors or another document, otherwise valid."""
     checkpoint = newest(config)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.resume import Bench, Row, matrix
+from benchmarks.disturbed_runs import Bench, Row
+from benchmarks.resume import matrix
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
-from vlm_composer.storage import StoreError
+from vlm_composer.outages import StoreError
 
 
 class SampleEncoder:

@@ -13,9 +13,7 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -24,6 +22,8 @@ from pathlib import Path
 
 from streaming.base.constant import LOCALS
 from streaming.base.shared.prefix import _unpack_locals
+
+from vlm_composer.local_files import remove_partials
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +43,6 @@ def die_with_parent(worker_id: int = 0) -> None:
     del worker_id
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def partial_path(target: Path) -> Path:
-    """Where this process writes a file before it gets its name."""
-    return target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}.partial")
-
-
-def remove_partials(folder: Path) -> None:
-    """Delete what processes of this machine that are gone had not finished writing."""
-    pattern = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.partial")
-    for path in folder.glob(".*.partial"):
-        match = pattern.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
 
 
 def claim_caches(folders: Iterable[str]) -> None:
@@ -117,13 +103,3 @@ def _folders_of(block: Path) -> list[str]:
         return _unpack_locals(block.read_bytes())[0]
     except (OSError, ValueError, IndexError):
         return []
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

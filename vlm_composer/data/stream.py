@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from streaming import Stream
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
-from vlm_composer.data.leftovers import partial_path
-from vlm_composer.storage import Store, StoreError, move_durably, open_store, ride_out
+from vlm_composer.local_files import move_durably, partial_path
+from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.ranks import run_on
+from vlm_composer.storage import Store, open_store
 
 
 class CorruptShardError(OSError):
@@ -61,10 +62,11 @@ class CheckedStream(Stream):
         Raises:
             StoreError: The store cannot be reached, or holds no index.
         """
-        if self.remote and world.is_local_leader:
-            self._fetch("index.json", _index_fault, "the index")
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # nobody reads the index of an earlier run
+        if self.remote:  # nobody goes on with the index of an earlier run
+            run_on(
+                world.is_local_leader,
+                lambda: self._fetch("index.json", _index_fault, "the index"),
+            )
         return super().get_shards(world, allow_unsafe_types)
 
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:

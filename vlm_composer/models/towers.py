@@ -2,8 +2,7 @@
 
 `VisionTower` and `LanguageModel` give them two small interfaces that the rest of the project uses,
 and keep them frozen, in eval mode and free of what is never run (pooling heads, layers above the
-chosen one). `load_*` reads weights, `init_*` builds random ones; both work under
-`torch.device("meta")`.
+chosen one). `tower_loading` makes the models that they take.
 
 Shape suffixes: B images or rows, S image side, N patches, V vision width, T text length, D LLM
 width.
@@ -12,58 +11,12 @@ width.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-
-BUNDLED_CONFIGS = Path(__file__).parent / "tower_configs"
-"""Configurations that ship with the project, by hub id with `/` written as `--`."""
-
-
-def bundled_or_given(name: str) -> str:
-    """Return the folder of the bundled configuration of hub id `name`, or `name` itself."""
-    folder = BUNDLED_CONFIGS / name.replace("/", "--")
-    return str(folder) if folder.is_dir() and not Path(name).is_dir() else name
-
-
-def read_config(
-    name: str, *, revision: str | None = None, overrides: dict[str, Any] | None = None
-) -> PretrainedConfig:
-    """Read a tower's configuration, from the bundled ones where there is one.
-
-    Args:
-        name: Hub id or folder.
-        revision: Branch, tag or commit on the hub; a bundled configuration is then not used.
-        overrides: Attributes to change, for example `{"num_hidden_layers": 2}`.
-
-    Returns:
-        The configuration; of a two-tower model (SigLIP, CLIP) its vision half.
-
-    Raises:
-        ValueError: An override names an attribute that the configuration does not have.
-    """
-    source = name if revision else bundled_or_given(name)
-    config = AutoConfig.from_pretrained(source, revision=revision or "main")
-    config = getattr(config, "vision_config", config)
-    for key, value in (overrides or {}).items():
-        if not hasattr(config, key):
-            raise ValueError(
-                f"config_overrides.{key}: the configuration of {name} has no such attribute; it "
-                f"has {', '.join(sorted(config.to_dict()))}"
-            )
-        setattr(config, key, value)
-    return config
+from transformers import PreTrainedModel
 
 
 class _Frozen(nn.Module):
@@ -288,72 +241,3 @@ class LanguageModel(_Frozen):
                 )
         self.freeze()
         return True
-
-
-def load_vision_model(
-    name: str,
-    *,
-    pretrained: bool,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    attn_implementation: str = "sdpa",
-) -> PreTrainedModel:
-    """Load a vision model.
-
-    Args:
-        name: Hub id or folder.
-        pretrained: Read the weights; otherwise they are random, from the global generator.
-        dtype: Storage of the weights.
-        revision: Branch, tag or commit on the hub.
-        overrides: Attributes of the configuration to change (`pretrained=False` only).
-        attn_implementation: transformers' name of the attention function.
-
-    Returns:
-        The Hugging Face model.
-
-    Raises:
-        ValueError: The checkpoint lacks weights of the model.
-    """
-    config = read_config(name, revision=revision, overrides=overrides)
-    options = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
-    return _load(AutoModel, name, config, pretrained, revision, options)
-
-
-def load_language_model(
-    name: str,
-    *,
-    pretrained: bool,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    attn_implementation: str = "sdpa",
-) -> PreTrainedModel:
-    """Load a causal language model; arguments and errors as for `load_vision_model`."""
-    config = read_config(name, revision=revision, overrides=overrides)
-    options = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
-    return _load(AutoModelForCausalLM, name, config, pretrained, revision, options)
-
-
-def _load(
-    auto: Any,
-    name: str,
-    config: PretrainedConfig,
-    pretrained: bool,
-    revision: str | None,
-    options: dict[str, Any],
-) -> PreTrainedModel:
-    if type(config) not in auto._model_mapping:
-        kind = "causal language model" if auto is AutoModelForCausalLM else "vision model"
-        raise ValueError(f"{name} is a {config.model_type}, which transformers has no {kind} for")
-    if not pretrained:
-        return auto.from_config(copy.deepcopy(config), **options)
-    model, report = auto.from_pretrained(
-        name, config=config, revision=revision or "main", output_loading_info=True, **options
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
-            f"the first is {missing[0]}; a frozen tower with random parts cannot be trained against"
-        )
-    return model

@@ -98,7 +98,7 @@ def write_checkpoint(
     try:
         save_file(dict(tensors), path, {_DOCUMENT: text, _DIGEST: _hash(text.encode())})
     except SafetensorError as error:  # its only reason here is the disk
-        raise OSError(f"could not write {path}: {error}") from error
+        raise OSError(f"could not write {path} ({error}); free some space") from error
 
 
 def load_connector(model: VisionLanguageModel, checkpoint: CheckpointFile) -> None:

@@ -7,8 +7,9 @@ import re
 import time
 from pathlib import Path
 
-from vlm_composer.data.leftovers import partial_path, remove_partials
-from vlm_composer.storage import FolderStore, StoreError, move_durably, open_store, ride_out
+from vlm_composer.local_files import move_durably, partial_path, remove_partials
+from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.storage import FolderStore, check_writable, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ class CheckpointFolder:
         self.scratch = self._store.folder if isinstance(self._store, FolderStore) else scratch
         self.scratch.mkdir(parents=True, exist_ok=True)
         remove_partials(self.scratch)
+
+    def check_writable(self) -> None:
+        """Raise StoreError unless a file can be written."""
+        check_writable(self._store, self.scratch)
 
     def names(self) -> list[str]:
         """Names of all checkpoints, the newest first."""

@@ -14,7 +14,6 @@ from composer.utils import dist, reproducibility
 from vlm_composer.config import TrainConfig
 from vlm_composer.config_changes import changed_settings
 from vlm_composer.ranks import on_rank_zero, run_on
-from vlm_composer.storage import check_writable, open_store
 from vlm_composer.training.checkpoint_file import CheckpointError, CheckpointFile
 from vlm_composer.training.checkpoint_folder import CheckpointFolder, open_named
 from vlm_composer.training.checkpoint_state import (
@@ -58,7 +57,7 @@ def open_save_folder(config: TrainConfig) -> CheckpointFolder | None:
             store_timeout=config.store_timeout,
             keep=config.save_num_checkpoints_to_keep,
         )
-        check_writable(open_store(url), folder.scratch)
+        folder.check_writable()
         names = folder.names()
         if names and config.save_overwrite:
             folder.clear()
