@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
-from vlm_composer.models.vlm import IGNORE_INDEX
+from vlm_composer.models.packing import IGNORE_INDEX, PackedRows, pack
 
 IMAGE = 299
 """Id of the image token in `batch_of`."""
@@ -150,7 +150,7 @@ def write_pairs(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def batch_of(rows, image_size=32):
-    """Rows are (text before, text after, answer) lengths; returns pixels, ids, labels."""
+    """Rows are (text before, text after, answer) lengths; returns pixels, ids and labels a row."""
     ids, labels = [], []
     for before, after, answer in rows:
         text = torch.randint(0, 256, (before + K + after + answer,))
@@ -159,6 +159,12 @@ def batch_of(rows, image_size=32):
         label[before + K + after :] = text[before + K + after :]
         ids.append(text)
         labels.append(label)
-    pad = torch.nn.utils.rnn.pad_sequence
     pixels = torch.randint(0, 256, (len(rows), 3, image_size, image_size), dtype=torch.uint8)
-    return pixels, pad(ids, True, 256), pad(labels, True, IGNORE_INDEX)
+    return pixels, ids, labels
+
+
+def packed(ids, labels=None, sample_ids=None) -> PackedRows:
+    """Rows of token ids, lists or tensors; without labels none takes a loss."""
+    ids = [torch.as_tensor(row) for row in ids]
+    labels = labels or [torch.full_like(row, IGNORE_INDEX) for row in ids]
+    return pack(ids, labels, image_token_id=IMAGE, sample_ids=sample_ids)

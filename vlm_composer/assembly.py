@@ -28,7 +28,7 @@ from vlm_composer.config import (
     TrainConfig,
     VisionTowerConfig,
 )
-from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
+from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.images import preprocessor_settings
 from vlm_composer.data.leftovers import claim_caches, die_with_parent
@@ -93,7 +93,10 @@ def assemble_model(
     """
     mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
     vision_tower = VisionTower(
-        load_vision_model(**_tower_options(config.vision_tower, device)),
+        load_vision_model(
+            **_tower_options(config.vision_tower, device),
+            attn_implementation=config.vision_tower.attn_implementation,
+        ),
         layer=config.vision_tower.layer,
         image_size=config.vision_tower.image_size,
         image_mean=mean,
@@ -127,7 +130,6 @@ def _tower_options(tower: TowerConfig, device: str) -> dict[str, Any]:
         "dtype": storage_dtype(tower.dtype, device),
         "revision": tower.revision,
         "overrides": tower.config_overrides,
-        "attn_implementation": tower.attn_implementation,
     }
 
 
@@ -178,7 +180,7 @@ def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: s
         captions,
         batch_size=batch_size,
         drop_last=config.train_loader.drop_last,
-        **_loader_options(config.train_loader, encoder, device),
+        **_loader_options(config.train_loader, device),
     )
     return _data_spec(loader)
 
@@ -208,7 +210,7 @@ def assemble_evaluators(
             # Its own, so that an evaluation does not move the generator that training draws from: a
             # run that is stopped during one must resume exactly.
             generator=torch.Generator(),
-            **_loader_options(config.eval_loader, encoder, device),
+            **_loader_options(config.eval_loader, device),
         )
         evaluators.append(
             Evaluator(
@@ -264,14 +266,12 @@ def _open_dataset(
     return captions
 
 
-def _loader_options(loader: LoaderConfig, encoder: SampleEncoder, device: str) -> dict[str, Any]:
-    tokenizer = encoder.template.tokenizer
-    pad_token_id = tokenizer.pad_token_id
+def _loader_options(loader: LoaderConfig, device: str) -> dict[str, Any]:
     workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": True}
     return {
         "num_workers": loader.num_workers,
         "worker_init_fn": die_with_parent,
-        "collate_fn": Collator(tokenizer.eos_token_id if pad_token_id is None else pad_token_id),
+        "collate_fn": collate,
         "pin_memory": device == "gpu",
         **(workers if loader.num_workers else {}),
     }

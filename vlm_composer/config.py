@@ -29,8 +29,6 @@ class TowerConfig:
     dtype: Dtype = "bf16"
     """Storage of the frozen weights. auto: bf16 where the device multiplies it in hardware, else
     fp32."""
-    attn_implementation: str = "sdpa"
-    """transformers' name of the attention function."""
     config_overrides: dict[str, Any] = field(default_factory=dict)
     """Attributes of its configuration to change; only with `pretrained: false`."""
 
@@ -42,6 +40,8 @@ class VisionTowerConfig(TowerConfig):
     layer: int = -1
     """Whose output to use: -1 the last hidden state after the final norm; others as in LLaVA's
     `vision_feature_layer`, before that norm; layers above it are removed."""
+    attn_implementation: str = "sdpa"
+    """transformers' name of the attention function."""
     image_size: int | None = None
     """Side of the square image in pixels; the model's own when empty."""
 

@@ -1,10 +1,12 @@
 """From shards to batches and micro-batches."""
 
+import numpy as np
 import pytest
 import torch
+from composer.devices import DeviceCPU
 
 from tiny import byte_tokenizer
-from vlm_composer.data.collate import Collator, num_samples, num_tokens, split_batch
+from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import IGNORE_INDEX, Template
@@ -51,32 +53,35 @@ def test_an_image_that_cannot_be_read_names_the_sample(encoder):
 
 
 def batch_of(captions, indices):
-    return Collator(256)([captions[i] for i in indices])
+    return collate([captions[i] for i in indices])
 
 
-def test_a_batch_is_padded_on_the_right(captions):
+def test_a_batch_holds_its_samples_and_no_padding(captions):
     batch = batch_of(captions, range(6))
     for row, index in enumerate(range(6)):
         sample = captions[index]
-        length = len(sample["input_ids"])
         assert batch["ids"][row] == sample["id"]
-        assert torch.equal(batch["input_ids"][row, :length], sample["input_ids"])
-        assert torch.equal(batch["labels"][row, :length], sample["labels"])
-        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (
-            batch["input_ids"].shape[1] - length
-        )
-        assert (batch["labels"][row, length:] == IGNORE_INDEX).all()
+        assert torch.equal(batch["pixel_values"][row], sample["pixel_values"])
+        assert batch["input_ids"][row].tolist() == sample["input_ids"].tolist()
+        assert batch["labels"][row].tolist() == sample["labels"].tolist()
+
+
+def test_only_pixels_move_with_the_batch(captions):
+    moved = DeviceCPU().batch_to_device(batch_of(captions, range(2)) | {"probe": torch.ones(1)})
+    assert isinstance(moved["input_ids"][1], np.ndarray)
+    assert isinstance(moved["labels"][1], np.ndarray)
+    assert isinstance(moved["pixel_values"], torch.Tensor)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6, 9])
-def test_microbatches_hold_the_batch_and_no_needless_padding(captions, size):
+def test_microbatches_hold_the_batch(captions, size):
     batch = batch_of(captions, range(6))
     parts = split_batch(batch, size)
     assert [name for part in parts for name in part["ids"]] == batch["ids"]
     assert max(len(part["ids"]) for part in parts) <= size
-    for part in parts:
-        assert part["input_ids"].shape[1] == part["attention_mask"].sum(1).max()
-        assert part["labels"].shape == part["input_ids"].shape == part["attention_mask"].shape
+    assert torch.equal(torch.cat([part["pixel_values"] for part in parts]), batch["pixel_values"])
+    for key in ("input_ids", "labels"):
+        assert [x.tolist() for part in parts for x in part[key]] == [x.tolist() for x in batch[key]]
     for key in ("total", "loss_generating"):
         assert sum(num_tokens(part)[key] for part in parts) == num_tokens(batch)[key]
     assert sum(map(num_samples, parts)) == 6

@@ -7,6 +7,7 @@ from tiny import byte_tokenizer, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.template import Template
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.packing import IGNORE_INDEX, pack
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.towers import LanguageModel, VisionTower
@@ -20,9 +21,10 @@ def greedy(model, template, image, prompt, steps):
     with torch.no_grad():
         tokens = model.connector(model.vision_tower(image[None]))
         for _ in range(steps):
-            embeds = model.build_inputs_embeds(torch.tensor([ids]), tokens)
-            hidden = model.language_model.decode(embeds)
-            ids.append(int(model.language_model.head(hidden[:, -1]).argmax()))
+            labels = torch.full((len(ids),), IGNORE_INDEX)
+            rows = pack([torch.tensor(ids)], [labels], image_token_id=model.image_token_id)
+            hidden = model.language_model.decode(model.build_inputs_embeds(rows, tokens), rows)
+            ids.append(int(model.language_model.head(hidden[-1:]).argmax()))
             if ids[-1] == template.tokenizer.eos_token_id:
                 break
     return template.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()

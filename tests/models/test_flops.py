@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
+from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.flops import training_flops
 from vlm_composer.models.projector import MLPProjector
@@ -31,8 +31,7 @@ def test_the_count_equals_what_torch_counts(vision, llm, size, with_norm):
     pixels, ids, labels = batch_of(rows, size)
     # The math backend makes attention of plain products, whose backward recomputes nothing.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        logits, targets = model(pixels, ids, labels)
-        nn.functional.cross_entropy(logits, targets).backward()
+        model(pixels, packed(ids, labels)).total.backward()
     ours = training_flops(model, [2 + K + 1 + 5] * 2, 10)
     assert ours.total == pytest.approx(counter.get_total_flops(), rel=0.005)
 

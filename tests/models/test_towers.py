@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, SiglipImageProcessor
 
-from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
+from tiny import packed, save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.images import decode_image
 from vlm_composer.models.tower_loading import (
     load_language_model,
@@ -118,15 +118,15 @@ def test_towers_are_frozen_and_stay_in_eval_mode(towers):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
-def test_right_padded_rows_without_a_mask_equal_single_rows(towers, name):
+def test_packed_rows_equal_single_rows(towers, name):
     llm = load_llm(towers / name)
     whole = AutoModelForCausalLM.from_pretrained(towers / name, attn_implementation="eager").eval()
     rows = [torch.randint(0, 256, (n,)) for n in (7, 3, 5)]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=256)
-    hidden = llm.decode(llm.embed(padded))
-    for row, states in zip(rows, hidden, strict=True):
+    together = packed(rows)
+    hidden = llm.decode(llm.embed(together.input_ids), together)
+    for row, states in zip(rows, hidden.split([7, 3, 5]), strict=True):
         expected = whole(row[None]).logits[0]
-        torch.testing.assert_close(llm.head(states[: len(row)]), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(llm.head(states), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,7 +142,7 @@ def test_a_bf16_tower_computes_in_bf16_under_autocast(towers):
     norm = llm.model.base_model.norm
     norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        llm.decode(llm.embed(torch.tensor([[1, 2, 3]])))
+        llm.decode(llm.embed(torch.tensor([1, 2, 3])), packed([[1, 2, 3]]))
     assert seen == [torch.bfloat16]
 
 

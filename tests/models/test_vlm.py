@@ -5,12 +5,13 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from tiny import IMAGE, K, batch_of, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
+from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.packing import IGNORE_INDEX
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.towers import LanguageModel, VisionTower
-from vlm_composer.models.vlm import IGNORE_INDEX, VisionLanguageModel
+from vlm_composer.models.vlm import VisionLanguageModel
 
 
 def build(vision=tiny_siglip, llm=tiny_qwen3, dtype=torch.float32, **options):
@@ -56,6 +57,11 @@ def reference_loss(model, pixels, ids, labels):
     return total / count
 
 
+def mean_loss(model, pixels, ids, labels):
+    total, num_tokens = model(pixels, packed(ids, labels))
+    return total / num_tokens
+
+
 def gradients(model, loss):
     return torch.autograd.grad(loss, list(model.connector.parameters()))
 
@@ -83,8 +89,7 @@ ROWS = {
 def test_loss_and_connector_gradients_equal_hugging_face_eager(vision, llm, size, rows):
     model = build(vision, llm)
     pixels, ids, labels = batch_of(rows, size)
-    logits, targets = model(pixels, ids, labels)
-    ours = torch.nn.functional.cross_entropy(logits, targets)
+    ours = mean_loss(model, pixels, ids, labels)
     expected = reference_loss(model, pixels, ids, labels)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert relative_error(gradients(model, ours), gradients(model, expected)) < 1e-5
@@ -110,8 +115,7 @@ def test_gradients_equal_finite_differences():
     pixels, ids, labels = batch_of([(2, 1, 3), (0, 2, 4)])
 
     def loss():
-        logits, targets = model(pixels, ids, labels)
-        return torch.nn.functional.cross_entropy(logits, targets)
+        return mean_loss(model, pixels, ids, labels)
 
     parameters = list(model.connector.parameters())
     analytic = torch.autograd.grad(loss(), parameters)
@@ -134,56 +138,67 @@ def test_bf16_towers_are_no_further_from_fp32_than_hugging_face_in_bf16():
     pixels, ids, labels = batch_of([(2, 1, 9), (0, 2, 12), (4, 1, 7)])
     want = gradients(exact, reference_loss(exact, pixels, ids, labels))
 
-    logits, targets = rounded(pixels, ids, labels)
-    ours = gradients(rounded, torch.nn.functional.cross_entropy(logits.float(), targets))
+    ours = gradients(rounded, mean_loss(rounded, pixels, ids, labels))
     theirs = gradients(rounded, reference_loss(rounded, pixels, ids, labels))
     assert relative_error(ours, want) < 1.2 * relative_error(theirs, want)
 
 
 def test_row_k_of_an_image_goes_to_its_kth_position():
     model = build()
-    ids = torch.tensor([[7, IMAGE, 8, IMAGE, IMAGE, 9, IMAGE], [IMAGE] * 4 + [1, 2, 3]])
+    ids = [7, IMAGE, 8, IMAGE, IMAGE, 9, IMAGE], [IMAGE] * 4 + [1, 2]
     tokens = torch.randn(2, K, 64)
-    embeds = model.build_inputs_embeds(ids, tokens)
+    embeds = model.build_inputs_embeds(packed(ids), tokens)
     table = model.language_model.model.get_input_embeddings().weight
-    expected = table[ids].clone()
-    for row, positions in enumerate([[1, 3, 4, 6], [0, 1, 2, 3]]):
+    expected = table[torch.tensor(ids[0] + ids[1])].clone()
+    for image, positions in enumerate([[1, 3, 4, 6], [7, 8, 9, 10]]):
         for k, position in enumerate(positions):
-            expected[row, position] = tokens[row, k]
+            expected[position] = tokens[image, k]
     assert torch.equal(embeds, expected)
 
 
 def test_rows_may_have_no_image_or_several():
     model = build()
-    ids = torch.tensor([[IMAGE] * 8, [5] * 8])
     tokens = torch.randn(2, K, 64)
-    embeds = model.build_inputs_embeds(ids, tokens, num_images=[2, 0])
-    assert torch.equal(embeds[0], tokens.flatten(0, 1))
+    rows = packed([[IMAGE] * 8, [5] * 3])
+    embeds = model.build_inputs_embeds(rows, tokens, num_images=[2, 0])
+    assert torch.equal(embeds[:8], tokens.flatten(0, 1))
 
 
 @pytest.mark.parametrize("found", [0, 3, 5, 8])
 def test_another_number_of_image_tokens_is_an_error_that_names_the_sample(found):
     model = build()
-    ids = torch.tensor([[IMAGE] * 4 + [1] * 4, [IMAGE] * found + [1] * (8 - found)])
+    rows = packed(
+        [[IMAGE] * 4 + [1] * 4, [IMAGE] * found + [1] * (9 - found)], sample_ids=["dog-1", "cat-7"]
+    )
     message = rf"sample cat-7: {found} <image_patch> tokens for 1 image\(s\) .*; expected 4"
     with pytest.raises(ValueError, match=message):
-        model.build_inputs_embeds(ids, torch.randn(2, K, 64), sample_ids=["dog-1", "cat-7"])
+        model.build_inputs_embeds(rows, torch.randn(2, K, 64))
 
 
 def test_another_number_of_images_is_an_error_with_both_numbers():
     model = build()
-    ids = torch.tensor([[IMAGE] * 4])
-    with pytest.raises(ValueError, match="2 images were given for rows that name 1"):
-        model.build_inputs_embeds(ids, torch.randn(2, K, 64))
+    with pytest.raises(ValueError, match="2 images were given for samples that name 1"):
+        model.build_inputs_embeds(packed([[IMAGE] * 4]), torch.randn(2, K, 64))
 
 
-def test_a_batch_without_answers_gives_no_logits_and_zero_gradients():
+def test_a_batch_without_answers_gives_no_loss_and_zero_gradients():
     model = build()
-    pixels, ids, labels = batch_of([(2, 1, 3)])
-    logits, targets = model(pixels, ids, torch.full_like(labels, IGNORE_INDEX))
+    pixels, ids, _ = batch_of([(2, 1, 3)])
+    loss, num_tokens = model(pixels, packed(ids))
+    assert (loss, num_tokens) == (0, 0)
+    assert all((g == 0).all() for g in gradients(model, loss))
+    logits, targets = model(pixels, packed(ids), return_logits=True)
     assert logits.shape == (0, 300)
     assert targets.shape == (0,)
-    assert all((g == 0).all() for g in gradients(model, logits.sum()))
+
+
+def test_logits_and_loss_are_of_the_same_answers():
+    model = build()
+    pixels, ids, labels = batch_of([(2, 1, 5), (0, 3, 1)])
+    logits, targets = model(pixels, packed(ids, labels), return_logits=True)
+    assert targets.tolist() == [*ids[0][-5:].tolist(), *ids[1][-1:].tolist()]
+    expected = torch.nn.functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(mean_loss(model, pixels, ids, labels), expected)
 
 
 def test_an_image_token_outside_the_table_is_refused():
@@ -195,6 +210,7 @@ def test_an_image_token_outside_the_table_is_refused():
 def test_the_image_matters_to_the_answer():
     model = build()
     pixels, ids, labels = batch_of([(2, 1, 5)])
-    first, _ = model(pixels, ids, labels)
-    second, _ = model(255 - pixels, ids, labels)
+    rows = packed(ids, labels)
+    first, _ = model(pixels, rows, return_logits=True)
+    second, _ = model(255 - pixels, rows, return_logits=True)
     assert (first - second).abs().max() > 1e-4

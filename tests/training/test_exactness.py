@@ -6,8 +6,8 @@ from composer.utils import dist, reproducibility
 
 from runs import last, run
 from vlm_composer.assembly import assemble_model, assemble_template
-from vlm_composer.data.collate import Collator
-from vlm_composer.data.template import IGNORE_INDEX
+from vlm_composer.data.collate import collate, num_tokens
+from vlm_composer.models.composer_model import ComposerVLM
 
 
 def merged(batches):
@@ -15,17 +15,16 @@ def merged(batches):
     samples = []
     for batch in batches:
         for row in range(len(batch["ids"])):
-            length = int(batch["attention_mask"][row].sum())
             samples.append(
                 {
                     "id": batch["ids"][row],
                     "pixel_values": batch["pixel_values"][row],
-                    "input_ids": batch["input_ids"][row, :length],
-                    "labels": batch["labels"][row, :length],
+                    "input_ids": torch.from_numpy(batch["input_ids"][row]),
+                    "labels": torch.from_numpy(batch["labels"][row]),
                     "num_cut": 0,
                 }
             )
-    return Collator(256)(samples)
+    return collate(samples)
 
 
 def expected_gradients(config, batches):
@@ -33,8 +32,7 @@ def expected_gradients(config, batches):
     template = assemble_template(config)
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id)
-    batch = merged(batches)
-    logits, targets = vlm(batch["pixel_values"], batch["input_ids"], batch["labels"])
+    logits, targets = ComposerVLM(vlm).eval_forward(merged(batches))
     loss = torch.nn.functional.cross_entropy(logits, targets)
     loss.backward()
     return loss.item(), {
@@ -50,7 +48,7 @@ def check_first_step(config):
     _, _, watch = run(config)
     batches = dist.all_gather_object(watch.batches[0])
     assert sum(len(b["ids"]) for b in batches) == config.global_train_batch_size
-    lengths = {int((b["labels"] != IGNORE_INDEX).sum()) for b in batches}
+    lengths = {num_tokens(batch)["loss_generating"] for batch in batches}
     loss, expected = expected_gradients(config, batches)
     assert watch.gradients[0].keys() == expected.keys()
     error = norm(watch.gradients[0][name] - expected[name] for name in expected)
@@ -96,9 +94,8 @@ def expected_metrics(config, label_shift=0):
     images = [s["pixel_values"] for s in samples]
     for index, sample in enumerate(samples):
         sample["pixel_values"] = images[(index + label_shift) % len(samples)]
-    batch = Collator(256)(samples)
     with torch.no_grad():
-        logits, targets = vlm(batch["pixel_values"], batch["input_ids"], batch["labels"])
+        logits, targets = ComposerVLM(vlm).eval_forward(collate(samples))
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     return loss, (logits.argmax(-1) == targets).float().mean().item()
 

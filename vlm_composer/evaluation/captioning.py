@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm_composer.data.template import Template
+from vlm_composer.models.packing import IGNORE_INDEX, pack
 from vlm_composer.models.vlm import VisionLanguageModel
 
 
@@ -30,14 +31,20 @@ def caption_images(
     Returns:
         B captions, without end-of-text.
     """
-    prompt_ids = torch.tensor(template.encode_prompt(prompt), device=pixel_values.device)
-    input_ids = prompt_ids.expand(pixel_values.shape[0], -1)
+    prompt_ids = torch.tensor(template.encode_prompt(prompt))
+    num_images = pixel_values.shape[0]
+    rows = pack(
+        [prompt_ids] * num_images,
+        [torch.full_like(prompt_ids, IGNORE_INDEX)] * num_images,
+        image_token_id=model.image_token_id,
+        device=pixel_values.device,
+    )
     image_tokens = model.connector(model.vision_tower(pixel_values))
-    inputs_embeds = model.build_inputs_embeds(input_ids, image_tokens)
+    inputs_embeds = rows.pad(model.build_inputs_embeds(rows, image_tokens))
     eos_token_id = template.tokenizer.eos_token_id
-    generated = model.language_model.model.generate(
+    generated = model.language_model.generate(
         inputs_embeds=inputs_embeds,
-        attention_mask=torch.ones_like(input_ids),
+        attention_mask=torch.ones(inputs_embeds.shape[:2], device=inputs_embeds.device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=eos_token_id,

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from composer.metrics.nlp import LanguageCrossEntropy, LanguagePerplexity, MaskedAccuracy
 from composer.models import ComposerModel
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from vlm_composer.models.flops import training_flops
-from vlm_composer.models.vlm import IGNORE_INDEX, AnswerLogits, VisionLanguageModel
+from vlm_composer.models.packing import num_answer_tokens, pack
+from vlm_composer.models.vlm import AnswerLogits, AnswerLoss, VisionLanguageModel
 
 Batch = Mapping[str, Any]
-"""`pixel_values` uint8 (B, 3, S, S); `input_ids`, `attention_mask`, `labels` (B, T) int64; `ids`: B
-names."""
+"""As `data.collate.collate` makes it: `pixel_values` uint8 (B, 3, S, S) on the device; `input_ids`
+and `labels`, B arrays (T_i,) on the host; `ids`, B names."""
 
 
 class ComposerVLM(ComposerModel):
@@ -39,14 +40,11 @@ class ComposerVLM(ComposerModel):
         self.model = model
         self.autocast_dtype = autocast_dtype
 
-    def forward(self, batch: Batch) -> AnswerLogits:
-        """Return logits and targets of the answer tokens of `batch`."""
-        with self._autocast():
-            return self.model(
-                batch["pixel_values"], batch["input_ids"], batch["labels"], batch["ids"]
-            )
+    def forward(self, batch: Batch) -> AnswerLoss:
+        """Return the loss of the answer tokens of `batch`."""
+        return self._run(batch)
 
-    def loss(self, outputs: AnswerLogits, batch: Batch) -> Tensor:
+    def loss(self, outputs: AnswerLoss, batch: Batch) -> Tensor:
         """Mean cross-entropy over the answer tokens of a micro-batch; 0 where it has none.
 
         The Trainer weighs micro-batches and ranks by their answer tokens
@@ -54,14 +52,23 @@ class ComposerVLM(ComposerModel):
         answer tokens of the global batch however it is cut.
         """
         del batch
-        total = nn.functional.cross_entropy(
-            outputs.logits.float(), outputs.targets, reduction="sum"
-        )
-        return total / max(outputs.targets.numel(), 1)
+        return outputs.total / max(outputs.num_tokens, 1)
 
     def eval_forward(self, batch: Batch, outputs: AnswerLogits | None = None) -> AnswerLogits:
         """Return logits and targets of the answer tokens of `batch`."""
-        return self.forward(batch) if outputs is None else outputs
+        return self._run(batch, return_logits=True) if outputs is None else outputs
+
+    def _run(self, batch: Batch, **options: Any) -> Any:
+        pixel_values = batch["pixel_values"]
+        rows = pack(
+            [torch.from_numpy(ids) for ids in batch["input_ids"]],
+            [torch.from_numpy(labels) for labels in batch["labels"]],
+            image_token_id=self.model.image_token_id,
+            device=pixel_values.device,
+            sample_ids=batch["ids"],
+        )
+        with self._autocast():
+            return self.model(pixel_values, rows, **options)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Loss, perplexity and token accuracy over answer tokens, for evaluation only."""
@@ -81,9 +88,8 @@ class ComposerVLM(ComposerModel):
 
     def flops_per_batch(self, batch: Batch) -> float:
         """Operations of a training step on `batch`, for Composer's SpeedMonitor."""
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        answer_tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        return training_flops(self.model, lengths, answer_tokens).total
+        lengths = [len(ids) for ids in batch["input_ids"]]
+        return training_flops(self.model, lengths, num_answer_tokens(batch["labels"])).total
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:

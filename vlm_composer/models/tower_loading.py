@@ -94,11 +94,13 @@ def load_language_model(
     dtype: torch.dtype,
     revision: str | None = None,
     overrides: dict[str, Any] | None = None,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
-    """Load a causal language model; arguments and errors as for `load_vision_model`."""
+    """Load a causal language model; arguments and errors as for `load_vision_model`.
+
+    `LanguageModel` replaces its attention where it can, else it is torch's own.
+    """
     config = read_config(name, revision=revision, overrides=overrides)
-    options = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
+    options = {"torch_dtype": dtype, "attn_implementation": "sdpa"}
     return _load(AutoModelForCausalLM, name, config, pretrained, revision, options)
 
 

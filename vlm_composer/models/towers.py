@@ -4,19 +4,22 @@
 and keep them frozen, in eval mode and free of what is never run (pooling heads, layers above the
 chosen one). `tower_loading` makes the models that they take.
 
-Shape suffixes: B images or rows, S image side, N patches, V vision width, T text length, D LLM
-width.
+Shape suffixes: B images, S image side, N patches or, in the language model, tokens of all samples,
+V vision width, D LLM width, A answer tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from vlm_composer.models.answer_head import AnswerHead
+from vlm_composer.models.packing import PACKED_ATTENTION, PackedRows, can_pack
 
 
 class _Frozen(nn.Module):
@@ -186,7 +189,9 @@ class LanguageModel(_Frozen):
                     f"({attribute} = {value}); such a language model is not supported"
                 )
         self.model: Any = model  # as above
-        self.freeze()
+        # A model whose attention cannot be replaced reads a padded view, right and slower.
+        self._packs = can_pack(model)
+        self._install()
 
     @property
     def hidden_size(self) -> int:
@@ -198,28 +203,40 @@ class LanguageModel(_Frozen):
         """Rows of the embedding table."""
         return self.model.get_input_embeddings().weight.shape[0]
 
-    def embed(self, input_ids_BT: Tensor) -> Tensor:
-        """Look up token ids (B, T) in the model's own table: (B, T, D)."""
-        return self.model.get_input_embeddings()(input_ids_BT)
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Look up token ids (N,) in the model's own table: (N, D)."""
+        return self.model.get_input_embeddings()(input_ids)
 
-    def decode(self, inputs_embeds_BTD: Tensor) -> Tensor:
-        """Run the decoder over (B, T, D) and return its last hidden states (B, T, D).
+    def decode(self, inputs_embeds_ND: Tensor, rows: PackedRows) -> Tensor:
+        """Run the decoder over packed rows (N, D) and return its last hidden states (N, D).
 
-        Rows are padded on the right, so that causal attention needs no mask: no token of a row can
-        look at the padding behind it, and what the padding computes is never read.
+        Each sample is read as if it stood alone.
         """
-        with _in_own_dtype(inputs_embeds_BTD):
-            return self.model.base_model(
-                inputs_embeds=inputs_embeds_BTD, use_cache=False
-            ).last_hidden_state
+        with _in_own_dtype(inputs_embeds_ND):
+            if not self._packs:
+                return rows.unpad(self._decode(rows.pad(inputs_embeds_ND)))
+            return self._decode(
+                inputs_embeds_ND[None], position_ids=rows.position_ids[None], packing=rows
+            )[0]
 
-    def head(self, hidden_AD: Tensor) -> Tensor:
-        """Map hidden states (A, D) to logits (A, vocabulary).
+    def _decode(self, inputs_embeds: Tensor, **options: Any) -> Tensor:
+        # With a cache, transformers 4.53 forgets where packed samples end.
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds, use_cache=False, **options
+        ).last_hidden_state
+
+    def head(self, hidden_AD: Tensor, targets_A: Tensor | None = None) -> Tensor:
+        """Map hidden states (A, D) to logits (A, vocabulary), or, given targets, to their loss.
 
         Two dimensions only: a bf16 linear over a 3-D slice is a hundred times slower on a CPU.
         """
         with _in_own_dtype(hidden_AD):
-            return self.model.get_output_embeddings()(hidden_AD)
+            return self.model.get_output_embeddings()(hidden_AD, targets_A)
+
+    def generate(self, **options: Any) -> Tensor:
+        """Call the Hugging Face model's `generate`, with torch's own attention."""
+        with self._attention("sdpa"):
+            return self.model.generate(**options)
 
     def ensure_rows(self, num_tokens: int) -> bool:
         """Make the table large enough for `num_tokens` token ids.
@@ -239,5 +256,20 @@ class LanguageModel(_Frozen):
                 module.weight[old:] = (
                     module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
                 )
-        self.freeze()
+        self._install()
         return True
+
+    def _install(self) -> None:
+        if self._packs:
+            self.model.config._attn_implementation = PACKED_ATTENTION
+        self.model.set_output_embeddings(AnswerHead.of(self.model.get_output_embeddings()))
+        self.freeze()
+
+    @contextlib.contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        config = self.model.config
+        before, config._attn_implementation = config._attn_implementation, name
+        try:
+            yield
+        finally:
+            config._attn_implementation = before

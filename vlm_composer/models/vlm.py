@@ -1,7 +1,7 @@
-"""The vision-language model: images and token rows in, logits at the answer's positions out.
+"""The vision-language model: images and packed token rows in, the answers' loss out.
 
-Shape suffixes: B rows, S image side, T text length, K tokens an image, I images, D LLM width,
-A answer tokens in the batch.
+Shape suffixes: N tokens of all samples, S image side, K tokens an image, I images, M image tokens,
+D LLM width, A answer tokens.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.packing import PackedRows, take_rows
 from vlm_composer.models.towers import LanguageModel, VisionTower
 
-IGNORE_INDEX = -100
-"""Label of a position that takes no loss, as everywhere in Hugging Face and torch."""
+
+class AnswerLoss(NamedTuple):
+    """Loss of the answer tokens of a batch.
+
+    Attributes:
+        total: Sum of their cross-entropies, in fp32.
+        num_tokens: How many there are (A).
+    """
+
+    total: Tensor
+    num_tokens: int
 
 
 class AnswerLogits(NamedTuple):
-    """Logits and targets of the answer tokens of a batch, in row order.
+    """Logits and targets of the answer tokens of a batch, in the order of the rows.
 
     Attributes:
         logits: (A, vocabulary).
@@ -62,39 +72,31 @@ class VisionLanguageModel(nn.Module):
         self.image_token_id = image_token_id
 
     def forward(
-        self,
-        pixel_values_I3SS: Tensor,
-        input_ids_BT: Tensor,
-        labels_BT: Tensor,
-        sample_ids: Sequence[str] | None = None,
-    ) -> AnswerLogits:
+        self, pixel_values_I3SS: Tensor, rows: PackedRows, *, return_logits: bool = False
+    ) -> AnswerLoss | AnswerLogits:
         """Predict the answers.
 
         Args:
-            pixel_values_I3SS: uint8 RGB images (I, 3, S, S), one a row, in the order of the rows.
-            input_ids_BT: Token ids (B, T), padded on the right.
-            labels_BT: (B, T): the token id where a position belongs to an answer, -100 elsewhere.
-            sample_ids: Names of the rows, for error messages.
+            pixel_values_I3SS: uint8 RGB images (I, 3, S, S), one a sample, in the samples' order.
+            rows: The samples' tokens and answers.
+            return_logits: Return the logits, for metrics, in place of the loss.
 
         Returns:
-            Logits and targets of the A answer tokens. A may be 0.
+            The loss, or logits and targets, of the A answer tokens. A may be 0.
         """
         image_tokens_IKD = self.connector(self.vision_tower(pixel_values_I3SS))
-        inputs_embeds_BTD = self.build_inputs_embeds(input_ids_BT, image_tokens_IKD, sample_ids)
-        hidden_BTD = self.language_model.decode(inputs_embeds_BTD)
-        # Position t predicts token t + 1. Only those hidden states that predict an answer token
-        # meet the head: a (B, T, vocabulary) tensor is never made.
-        predicts_answer_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
-        rows_A = (predicts_answer_BT.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
-        hidden_AD = hidden_BTD.flatten(0, 1).index_select(0, rows_A)
-        targets_A = predicts_answer_BT.flatten().index_select(0, rows_A)
-        return AnswerLogits(self.language_model.head(hidden_AD), targets_A)
+        inputs_embeds_ND = self.build_inputs_embeds(rows, image_tokens_IKD)
+        hidden_ND = self.language_model.decode(inputs_embeds_ND, rows)
+        hidden_AD = take_rows(hidden_ND, rows.answer_rows)
+        if return_logits:
+            return AnswerLogits(self.language_model.head(hidden_AD), rows.targets)
+        total = self.language_model.head(hidden_AD, rows.targets)
+        return AnswerLoss(total, len(rows.targets))
 
     def build_inputs_embeds(
         self,
-        input_ids_BT: Tensor,
+        rows: PackedRows,
         image_tokens_IKD: Tensor,
-        sample_ids: Sequence[str] | None = None,
         num_images: Sequence[int] | None = None,
     ) -> Tensor:
         """Embed the token ids and put image tokens where `<image_patch>` stands.
@@ -102,26 +104,23 @@ class VisionLanguageModel(nn.Module):
         Row k of an image's tokens goes to its k-th `<image_patch>` position.
 
         Args:
-            input_ids_BT: Token ids (B, T).
-            image_tokens_IKD: (I, K, D), the images of row 0 first.
-            sample_ids: Names of the rows, for error messages; their indices when None.
-            num_images: Images of each row; one each when None.
+            rows: N tokens.
+            image_tokens_IKD: (I, K, D), the images of sample 0 first.
+            num_images: Images of each sample; one each when None.
 
         Returns:
-            (B, T, D) in the dtype of the embedding table, differentiable in `image_tokens_IKD`.
+            (N, D) in the dtype of the embedding table, differentiable in `image_tokens_IKD`.
 
         Raises:
-            ValueError: A row's number of `<image_patch>` tokens is not K times its images, or the
-                rows' images are not I.
+            ValueError: A sample's number of `<image_patch>` tokens is not K times its images, or
+                the samples' images are not I.
         """
-        num_rows, tokens_per_image = input_ids_BT.shape[0], image_tokens_IKD.shape[1]
-        images = [1] * num_rows if num_images is None else list(num_images)
-        is_image_BT = input_ids_BT == self.image_token_id
-        for row, (found, expected) in enumerate(
-            zip(is_image_BT.sum(dim=1).tolist(), images, strict=True)
+        tokens_per_image = image_tokens_IKD.shape[1]
+        images = [1] * len(rows.lengths) if num_images is None else list(num_images)
+        for name, found, expected in zip(
+            rows.sample_ids, rows.num_image_tokens, images, strict=True
         ):
             if found != tokens_per_image * expected:
-                name = sample_ids[row] if sample_ids is not None else f"row {row}"
                 raise ValueError(
                     f"sample {name}: {found} <image_patch> tokens for {expected} image(s) of "
                     f"{tokens_per_image} tokens each; expected {tokens_per_image * expected}. Was "
@@ -129,9 +128,8 @@ class VisionLanguageModel(nn.Module):
                 )
         if sum(images) != image_tokens_IKD.shape[0]:
             raise ValueError(
-                f"{image_tokens_IKD.shape[0]} images were given for rows that name {sum(images)}"
+                f"{image_tokens_IKD.shape[0]} images were given for samples that name {sum(images)}"
             )
-        inputs_embeds_BTD = self.language_model.embed(input_ids_BT)
-        return inputs_embeds_BTD.masked_scatter(
-            is_image_BT.unsqueeze(-1), image_tokens_IKD.to(inputs_embeds_BTD.dtype)
-        )
+        inputs_embeds_ND = self.language_model.embed(rows.input_ids)
+        image_tokens_MD = image_tokens_IKD.flatten(0, 1).to(inputs_embeds_ND.dtype)
+        return inputs_embeds_ND.index_copy(0, rows.image_rows, image_tokens_MD)

@@ -1,0 +1,80 @@
+"""The language model's head and the loss in one, over answer tokens alone.
+
+Shape suffixes: A answer tokens, D width, R rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+ROWS_A_CHUNK = 256
+"""Rows whose logits exist at a time: 155 MB in fp32 at a vocabulary of 151,936."""
+
+
+class AnswerHead(nn.Linear):
+    """A frozen head that returns logits, or, where it is given targets, their loss.
+
+    It takes the place of a model's own head under the same name and with the same weights. The loss
+    is computed in its `forward`, where FSDP2 gathers the weights.
+    """
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> AnswerHead:
+        """Return a head with the parameters of `linear`."""
+        head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
+
+    def forward(self, input: Tensor, targets_A: Tensor | None = None) -> Tensor:
+        """Return logits, or a loss.
+
+        Args:
+            input: Hidden states (…, D); (A, D) with targets.
+            targets_A: Token ids.
+
+        Returns:
+            Logits (…, vocabulary) in the dtype of the weights, or, with targets, the sum of the
+            cross-entropies in fp32 (fp64 where the input is); 0 for no row.
+        """
+        if targets_A is None:
+            return super().forward(input)
+        return _SummedCrossEntropy.apply(input, targets_A, self.weight, self.bias)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of a linear layer's outputs, a chunk of rows at a time.
+
+    The layer is frozen, so that the gradient of its input is all there is to keep: it is computed
+    in the forward, while a chunk's logits are there, and no logits outlive their chunk. After Liger
+    Kernel's fused linear cross-entropy (Hsu et al., 2024).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_AD: Tensor, targets_A: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        dtype = torch.promote_types(hidden_AD.dtype, torch.float32)
+        total = torch.zeros((), dtype=dtype, device=hidden_AD.device)
+        gradient_AD = torch.empty_like(hidden_AD) if ctx.needs_input_grad[0] else None
+        for start in range(0, hidden_AD.shape[0], ROWS_A_CHUNK):
+            rows = slice(start, start + ROWS_A_CHUNK)
+            targets_R1 = targets_A[rows, None]
+            logits = nn.functional.linear(hidden_AD[rows], weight, bias).to(total.dtype)
+            log_sum_R1 = logits.logsumexp(dim=1, keepdim=True)
+            total += (log_sum_R1 - logits.gather(1, targets_R1)).sum()
+            if gradient_AD is not None:
+                error = logits.sub_(log_sum_R1).exp_()  # the probabilities, less 1 at the target
+                error[torch.arange(len(error), device=error.device), targets_R1[:, 0]] -= 1
+                gradient_AD[rows] = error.to(weight.dtype) @ weight
+        ctx.gradient_AD = gradient_AD
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        scaled_AD = ctx.gradient_AD.to(gradient.dtype) * gradient
+        return scaled_AD.to(ctx.gradient_AD.dtype), None, None, None

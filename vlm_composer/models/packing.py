@@ -1,0 +1,276 @@
+"""Packing: the samples of a micro-batch as one row of tokens without padding.
+
+Every linear layer, norm and embedding works on the N tokens of all samples; attention alone needs
+to know where a sample ends. It sees a padded view (B, T), causal and without a mask: padding stands
+on the right, so that no token of a sample can look at it, and what padding computes is dropped. A
+function registered with transformers' `AttentionInterface` does that, so that any causal language
+model of the library takes it.
+
+Shape suffixes: N tokens of all samples, B samples, T tokens of the longest one, H query heads, G
+key and value heads, C width of a head, M image tokens, A tokens that predict an answer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+IGNORE_INDEX = -100
+"""Label of a position that takes no loss, as everywhere in Hugging Face and torch."""
+
+PACKED_ATTENTION = "packed_rows"
+"""Name of `packed_attention` among transformers' attention functions."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The token rows of a micro-batch, packed.
+
+    Lengths and counts are known to the host, so that a GPU is never waited for.
+
+    Attributes:
+        input_ids: (N,) token ids of all samples, one after the other.
+        position_ids: (N,) position of each token within its sample.
+        to_padded: (B × T,) for each place of the padded view the packed row that stands there; row
+            0 at padding.
+        to_packed: (N,) for each packed row its place in the padded view.
+        image_rows: (M,) rows of the image tokens.
+        answer_rows: (A,) rows that predict an answer token: those before each.
+        targets: (A,) token ids that they predict.
+        lengths: B lengths in tokens.
+        num_image_tokens: Image tokens of each sample.
+        sample_ids: B names, for messages.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    to_padded: Tensor
+    to_packed: Tensor
+    image_rows: Tensor
+    answer_rows: Tensor
+    targets: Tensor
+    lengths: tuple[int, ...]
+    num_image_tokens: tuple[int, ...]
+    sample_ids: tuple[str, ...]
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """Samples B and tokens of the longest one T."""
+        return len(self.lengths), max(self.lengths)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Lay packed rows (N, …) out as (B, T, …); what stands at padding is arbitrary.
+
+        Its gradient takes nothing from padding, where there must be none.
+        """
+        padded = _Move.apply(rows, self.to_padded, self.to_packed)
+        return padded.unflatten(0, self.padded_shape)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Take the tokens out of a padded view (B, T, …): (N, …)."""
+        return _Take.apply(padded.flatten(0, 1), self.to_packed)
+
+
+def pack(
+    input_ids: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    *,
+    image_token_id: int,
+    device: torch.device | str = "cpu",
+    sample_ids: Sequence[str] | None = None,
+) -> PackedRows:
+    """Pack the samples of a micro-batch.
+
+    Args:
+        input_ids: B tensors (T_i,) of token ids, on the CPU.
+        labels: B tensors (T_i,): the token id where a position belongs to an answer, -100
+            elsewhere.
+        image_token_id: Id of `<image_patch>`.
+        device: Where the tensors of the result go, in one copy that is not waited for.
+        sample_ids: Names of the samples; their indices when None.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: There is no sample, or a sample has no token or not as many labels.
+    """
+    lengths = tuple(len(ids) for ids in input_ids)
+    names = tuple(sample_ids or (f"row {index}" for index in range(len(lengths))))
+    if not lengths:
+        raise ValueError("a micro-batch of no sample cannot be packed")
+    for name, length, label in zip(names, lengths, labels, strict=True):
+        if not length or length != len(label):
+            raise ValueError(f"sample {name}: {length} tokens and {len(label)} labels")
+    lengths_B = torch.tensor(lengths)
+    offsets_B = lengths_B.cumsum(0) - lengths_B
+    columns_T = torch.arange(max(lengths))
+    is_token_BT = columns_T < lengths_B[:, None]
+    to_padded_BT = torch.where(is_token_BT, offsets_B[:, None] + columns_T, 0)
+    ids_N = torch.cat(list(input_ids))
+    # Position t predicts token t + 1; the last token of a sample predicts none.
+    predicted_N = torch.cat([nn.functional.pad(x[1:], (0, 1), value=IGNORE_INDEX) for x in labels])
+    answer_rows_A = (predicted_N != IGNORE_INDEX).nonzero().squeeze(1)
+    is_image_N = ids_N == image_token_id
+    parts = {
+        "input_ids": ids_N,
+        "position_ids": columns_T.expand_as(to_padded_BT)[is_token_BT],
+        "to_padded": to_padded_BT.flatten(),
+        "to_packed": is_token_BT.flatten().nonzero().squeeze(1),
+        "image_rows": is_image_N.nonzero().squeeze(1),
+        "answer_rows": answer_rows_A,
+        "targets": predicted_N[answer_rows_A],
+    }
+    joined = torch.cat(list(parts.values()))
+    if torch.device(device).type == "cuda":
+        joined = joined.pin_memory()
+    moved = joined.to(device, non_blocking=True).split([len(part) for part in parts.values()])
+    return PackedRows(
+        **dict(zip(parts, moved, strict=True)),
+        lengths=lengths,
+        num_image_tokens=tuple(int(part.sum()) for part in is_image_N.split(lengths)),
+        sample_ids=names,
+    )
+
+
+def num_answer_tokens(labels: Iterable[Any]) -> int:
+    """Count the tokens of samples that take a loss, of tensors or arrays (T_i,) of labels."""
+    return sum(int((x[1:] != IGNORE_INDEX).sum()) for x in labels)
+
+
+class _Move(torch.autograd.Function):
+    """Rows to the padded view. Each row stands there once, so that its gradient is gathered: the
+    sum that `index_select` would make is slower and, on a GPU, of no fixed order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, to_padded: Tensor, to_packed: Tensor) -> Tensor:
+        ctx.save_for_backward(to_packed)
+        return rows.index_select(0, to_padded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (to_packed,) = ctx.saved_tensors
+        return gradient.index_select(0, to_packed), None, None
+
+
+class _Take(torch.autograd.Function):
+    """Some rows of many, none twice; the others take no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = rows.shape[0]
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        spread = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:])
+        return spread.index_copy_(0, index, gradient), None
+
+
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Return `rows[index]` of (N, …), where no index stands twice."""
+    return _Take.apply(rows, index)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether a model takes `packed_attention`.
+
+    Its attention must be that of transformers' interface, and its masks those of the library, which
+    makes none for a function that brings none: a mask of a model's own would be (N, N).
+    """
+    return model._supports_attention_backend and hasattr(
+        sys.modules[type(model).__module__], "create_causal_mask"
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HNC: Tensor,
+    key_1GNC: Tensor,
+    value_1GNC: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: PackedRows | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sample of a packed row, as transformers calls it.
+
+    Args:
+        module: The attention layer.
+        query_1HNC: (1, H, N, C).
+        key_1GNC: (1, G, N, C); G divides H.
+        value_1GNC: (1, G, N, C).
+        attention_mask: Must be None.
+        packing: Where the samples are; the model hands it down from its forward.
+        scaling: Of the scores; 1 / √C when None.
+        dropout: Must be 0.
+        sliding_window: Must not be shorter than a sample.
+        softcap: Must be None.
+        **unused: What else a model hands to its attention function.
+
+    Returns:
+        (1, N, H, C), and no weights.
+
+    Raises:
+        ValueError: The model asks for what this function does not do.
+    """
+    del unused
+    if packing is None or attention_mask is not None or dropout or softcap:
+        raise ValueError(
+            f"{type(module).__name__} cannot be packed: it hands its attention "
+            f"{'no packing' if packing is None else 'packing'}, "
+            f"{'no mask' if attention_mask is None else 'a mask'}, dropout {dropout} and softcap "
+            f"{softcap}"
+        )
+    if sliding_window is not None and sliding_window < max(packing.lengths):
+        raise ValueError(
+            f"a sample of {max(packing.lengths)} tokens is longer than the sliding window of "
+            f"{sliding_window}; lower max_seq_len"
+        )
+    query_BTHC, key_BTGC, value_BTGC = (
+        packing.pad(x[0].transpose(0, 1)) for x in (query_1HNC, key_1GNC, value_1GNC)
+    )
+    attend = _attend_on_cpu if query_1HNC.device.type == "cpu" else _attend
+    scale = query_1HNC.shape[-1] ** -0.5 if scaling is None else scaling
+    return packing.unpad(attend(query_BTHC, key_BTGC, value_BTGC, scale))[None], None
+
+
+def _attend(query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: float) -> Tensor:
+    """Causal attention (B, T, H, C) by torch's fused kernels."""
+    query, key, value = (x.transpose(1, 2) for x in (query_BTHC, key_BTGC, value_BTGC))
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, enable_gqa=True
+    ).transpose(1, 2)
+
+
+def _attend_on_cpu(
+    query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: float
+) -> Tensor:
+    """The same by matrix products, the query heads of a key head stacked on each other.
+
+    On a CPU torch has no kernel for grouped heads and copies keys and values for each query head.
+    """
+    B, T, H, C = query_BTHC.shape
+    G, width = key_BTGC.shape[2], value_BTGC.shape[3]
+    stacked = (query_BTHC * scale).view(B, T, G, H // G, C).permute(0, 2, 3, 1, 4)
+    key, value = key_BTGC.permute(0, 2, 3, 1), value_BTGC.transpose(1, 2)
+    scores = stacked.reshape(B * G, H // G * T, C) @ key.reshape(B * G, C, T)
+    future = torch.full((T, T), float("-inf"), dtype=scores.dtype).triu(1)
+    weights = torch.softmax(scores.view(B * G, H // G, T, T) + future, dim=-1)
+    mixed = weights.view(B * G, H // G * T, T) @ value.reshape(B * G, T, width)
+    return mixed.view(B, G, H // G, T, width).permute(0, 3, 1, 2, 4).reshape(B, T, H, width)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
