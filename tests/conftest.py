@@ -153,6 +153,7 @@ def tiny_yaml(towers: Path, shards: Path, tmp_path: Path, shared_path: Path) -> 
             "progress_bar": False,
             "log_to_console": False,
             "deterministic_mode": True,
+            "compile_blocks": False,
         }
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(settings | changes))

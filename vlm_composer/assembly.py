@@ -35,6 +35,7 @@ from vlm_composer.data.leftovers import claim_caches, die_with_parent
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.frozen_blocks import compile_blocks
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.tower_loading import (
@@ -46,7 +47,7 @@ from vlm_composer.models.tower_loading import (
 from vlm_composer.models.towers import LanguageModel, VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.ranks import run_on
-from vlm_composer.training.hardware import storage_dtype
+from vlm_composer.training.hardware import can_compile, storage_dtype
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,9 @@ def assemble_model(
             "The embedding table had no spare row for <image_patch>: resized to %d rows, frozen.",
             language_model.vocab_size,
         )
+    if config.compile_blocks is True or (config.compile_blocks == "auto" and can_compile(device)):
+        blocks = compile_blocks(language_model.model)
+        log.info("Compiled blocks: %s.", ", ".join(blocks) or "none is known in this model")
     connector = _assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
     return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
 

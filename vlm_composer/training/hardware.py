@@ -1,11 +1,16 @@
-"""What the device can do: bf16 arithmetic and peak speed."""
+"""What the device can do: bf16 arithmetic, compiled kernels, peak speed."""
 
 from __future__ import annotations
 
+import sysconfig
 import time
+from pathlib import Path
 
 import torch
 from composer.core import Precision
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.utils._triton import has_triton
 
 from vlm_composer.config import Dtype
 
@@ -42,6 +47,20 @@ def storage_dtype(dtype: Dtype, device: str) -> torch.dtype:
     """Return the dtype that a frozen tower is stored in; "auto" as `has_native_bf16` says."""
     bf16 = dtype == "bf16" or (dtype == "auto" and has_native_bf16(device))
     return torch.bfloat16 if bf16 else torch.float32
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch can compile for the device: with Triton, or, for a CPU, with a C++ compiler and
+    Python's headers."""
+    if device == "gpu":
+        return has_triton()
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return False
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def choose_precision(precision: str, device: str) -> tuple[Precision, torch.dtype | None]:

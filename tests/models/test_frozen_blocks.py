@@ -1,0 +1,121 @@
+"""Compiled blocks compute what they replace, forward and backward, for any number of rows."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM
+from transformers.models.qwen3 import modeling_qwen3
+
+from tiny import packed, tiny_llama, tiny_qwen3
+from vlm_composer.models.frozen_blocks import FrozenRMSNorm, FrozenSwiGLU, compile_blocks
+from vlm_composer.models.towers import LanguageModel
+from vlm_composer.training import hardware
+
+LENGTHS = [(5, 9, 1), (1,), (4, 4), (2, 30)]
+
+
+@pytest.fixture(autouse=True)
+def restore_rotary(monkeypatch):
+    """`compile_blocks` replaces the rotary embedding of an architecture, that is for other tests
+    too."""
+    for model in (tiny_qwen3, tiny_llama):
+        module = __import__(type(model()).__module__, fromlist=["_"])
+        monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)
+
+
+def run(llm, rows, lengths, weights):
+    rows = rows.clone().requires_grad_()
+    hidden = llm.decode(rows.to(llm.model.dtype), packed([[1] * n for n in lengths]))
+    return hidden.float(), torch.autograd.grad((hidden.float() * weights).sum(), rows)[0]
+
+
+def error(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [tiny_qwen3, tiny_llama], ids=lambda m: m.__name__)
+def test_a_compiled_decoder_is_the_same_function(model):
+    torch.compiler.reset()
+    made = model()
+    if model is tiny_qwen3:  # of trained models no norm is all ones
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+    plain = LanguageModel(made)
+    cases = []
+    for lengths in LENGTHS:
+        rows, weights = torch.randn(sum(lengths), 64), torch.randn(sum(lengths), 64)
+        cases.append((rows, lengths, weights))
+    expected = [run(plain, *case) for case in cases]
+    rounded = LanguageModel(copy.deepcopy(made).bfloat16())
+    theirs = [run(rounded, *case) for case in cases]
+
+    names = list(plain.state_dict())
+    assert len(compile_blocks(plain.model)) == 3  # the rotary embedding among them
+    assert len(compile_blocks(rounded.model)) == 2
+    assert list(plain.state_dict()) == names
+    for case, want, reference in zip(cases, expected, theirs, strict=True):
+        for got, exact in zip(run(plain, *case), want, strict=True):
+            assert error(got, exact) < 1e-5
+        for got, in_bf16, exact in zip(run(rounded, *case), reference, want, strict=True):
+            assert error(got, exact) < 1.2 * error(in_bf16, exact)
+
+
+@pytest.mark.slow
+def test_one_kernel_serves_any_number_of_rows():
+    torch.compiler.reset()
+    llm = LanguageModel(tiny_qwen3())
+    compile_blocks(llm.model)
+    run(llm, torch.randn(12, 64), (5, 7), torch.randn(12, 64))
+    run(llm, torch.randn(1, 64), (1,), torch.randn(1, 64))  # torch makes a kernel of its own for 1
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count in (2, 3, 17, 40):
+            run(llm, torch.randn(count, 64), (count,), torch.randn(count, 64))
+
+
+def test_only_what_is_known_letter_for_letter_is_replaced():
+    gelu = tiny_llama(hidden_act="gelu")
+    compile_blocks(gelu)
+    kinds = {type(module) for module in gelu.modules()}
+    assert FrozenRMSNorm in kinds
+    assert FrozenSwiGLU not in kinds  # its gate is not SiLU
+    config = GemmaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    gemma = GemmaForCausalLM(config)  # its norm multiplies by 1 + weight
+    compile_blocks(gemma)
+    assert not {type(module) for module in gemma.modules()} & {FrozenRMSNorm, FrozenSwiGLU}
+
+
+def test_replacing_twice_changes_nothing():
+    model = tiny_qwen3()
+    compile_blocks(model)
+    rotary = modeling_qwen3.apply_rotary_pos_emb
+    assert compile_blocks(model) == []
+    assert modeling_qwen3.apply_rotary_pos_emb is rotary
+
+
+@pytest.mark.slow
+def test_generation_is_unchanged():
+    torch.compiler.reset()
+    llm = LanguageModel(tiny_qwen3())
+    options = {"inputs_embeds": torch.randn(2, 5, 64), "max_new_tokens": 6, "do_sample": False}
+    options |= {"pad_token_id": 0, "eos_token_id": None}
+    before = llm.generate(**options)
+    compile_blocks(llm.model)
+    assert torch.equal(llm.generate(**options), before)
+
+
+def test_a_cpu_without_a_compiler_cannot_compile(monkeypatch):
+    assert hardware.can_compile("cpu")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    assert not hardware.can_compile("cpu")
