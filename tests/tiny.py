@@ -163,8 +163,8 @@ def batch_of(rows, image_size=32):
     return pixels, ids, labels
 
 
-def packed(ids, labels=None, sample_ids=None) -> PackedRows:
+def packed(ids, labels=None, **options) -> PackedRows:
     """Rows of token ids, lists or tensors; without labels none takes a loss."""
     ids = [torch.as_tensor(row) for row in ids]
     labels = labels or [torch.full_like(row, IGNORE_INDEX) for row in ids]
-    return pack(ids, labels, image_token_id=IMAGE, sample_ids=sample_ids)
+    return pack(ids, labels, image_token_id=IMAGE, **options)

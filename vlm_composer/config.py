@@ -302,6 +302,9 @@ class TrainConfig:
     precision: Literal["fp32", "amp_bf16", "auto"] = "amp_bf16"
     """Arithmetic of the connector; frozen towers compute in the dtype they are stored in. auto:
     amp_bf16 where the device multiplies bf16 in hardware, else fp32."""
+    cache_prompts: bool = False
+    """Read the prompt text before an image once and keep its keys and values: for data with few
+    different prompts, such as LLaVA-Pretrain. Not with `parallelism: shard`."""
     compile_blocks: bool | Literal["auto"] = "auto"
     """Compile the language model's norms, rotary embeddings and feed-forwards: faster steps with
     the same gradients, for up to a minute at a machine's first start. auto: where torch finds a

@@ -96,6 +96,8 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
             f"fsdp_config: has no effect with parallelism: {config.parallelism}; "
             "set shard or remove it"
         )
+    if config.cache_prompts and config.parallelism == "shard":
+        yield "cache_prompts: does not work with parallelism: shard; set it to false"
     if config.autoresume and config.save_folder is None:
         yield "autoresume: needs a save_folder to resume from"
     if config.autoresume and config.save_overwrite:

@@ -21,10 +21,12 @@ def greedy(model, template, image, prompt, steps):
     with torch.no_grad():
         tokens = model.connector(model.vision_tower(image[None]))
         for _ in range(steps):
-            labels = torch.full((len(ids),), IGNORE_INDEX)
-            rows = pack([torch.tensor(ids)], [labels], image_token_id=model.image_token_id)
+            row = torch.tensor([*ids, 0])  # a token that the last one is asked for
+            labels = torch.full_like(row, IGNORE_INDEX)
+            labels[-1] = 0
+            rows = pack([row], [labels], image_token_id=model.image_token_id)
             hidden = model.language_model.decode(model.build_inputs_embeds(rows, tokens), rows)
-            ids.append(int(model.language_model.head(hidden[-1:]).argmax()))
+            ids.append(int(model.language_model.head(hidden).argmax()))
             if ids[-1] == template.tokenizer.eos_token_id:
                 break
     return template.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()

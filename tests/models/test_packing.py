@@ -1,5 +1,7 @@
 """Packed samples do not see each other, whatever the model; what cannot be packed is refused."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import (
@@ -16,6 +18,7 @@ from transformers import (
 from tiny import IMAGE, packed, tiny_llama, tiny_qwen3
 from vlm_composer.models import packing
 from vlm_composer.models.packing import IGNORE_INDEX, pack
+from vlm_composer.models.prompt_cache import PromptCache
 from vlm_composer.models.towers import LanguageModel
 
 SMALL = {
@@ -48,9 +51,15 @@ def apart(llm, rows):
     """Each sample alone, in Hugging Face's eager attention."""
     llm.model.config._attn_implementation = "eager"
     hidden = [llm.model.base_model(inputs_embeds=x[None]).last_hidden_state[0] for x in rows]
-    if llm._packs:
+    if llm.packs:
         llm.model.config._attn_implementation = packing.PACKED_ATTENTION
     return torch.cat(hidden)
+
+
+def all_answers(lengths):
+    """Rows that all predict an answer, but for the last of each sample."""
+    ones = [torch.ones(length, dtype=torch.int64) for length in lengths]
+    return packed(ones, ones)
 
 
 @pytest.mark.parametrize(
@@ -62,22 +71,23 @@ def test_outputs_and_gradients_equal_those_of_single_samples(model, lengths, att
     monkeypatch.setattr(packing, "_attend_on_cpu", getattr(packing, attend))
     llm = LanguageModel(model())
     rows = [torch.randn(length, 64, requires_grad=True) for length in lengths]
-    weights = torch.randn(sum(lengths), 64)
-    together = llm.decode(torch.cat(rows), packed([[1] * length for length in lengths]))
+    weights = torch.randn(sum(lengths) - len(lengths), 64)
+    together = llm.decode(torch.cat(rows), all_answers(lengths))
     expected = apart(llm, rows)
+    expected = expected[all_answers(lengths).answer_rows]
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
     ours = torch.autograd.grad((together * weights).sum(), rows)
     theirs = torch.autograd.grad((expected * weights).sum(), rows)
     scale = torch.cat(theirs).norm()
-    assert (torch.cat(ours) - torch.cat(theirs)).norm() < 1e-5 * scale
+    assert (torch.cat(ours) - torch.cat(theirs)).norm() <= 1e-5 * scale
 
 
 def test_a_sample_does_not_see_what_stands_beside_it():
     llm = LanguageModel(tiny_qwen3())
     row, other = torch.randn(6, 64), torch.randn(9, 64)
-    rows = packed([[1] * 6, [1] * 9])
-    first = llm.decode(torch.cat([row, other]), rows)[:6]
-    second = llm.decode(torch.cat([row, other * 100]), rows)[:6]
+    rows = all_answers([6, 9])
+    first = llm.decode(torch.cat([row, other]), rows)[:5]
+    second = llm.decode(torch.cat([row, other * 100]), rows)[:5]
     assert torch.equal(first, second)
 
 
@@ -138,3 +148,60 @@ def test_generate_uses_and_gives_back_the_attention():
     options = {"inputs_embeds": torch.randn(2, 5, 64), "max_new_tokens": 3, "do_sample": False}
     assert llm.generate(**options, pad_token_id=0, eos_token_id=None).shape == (2, 3)
     assert llm.model.config._attn_implementation == packing.PACKED_ATTENTION
+
+
+@pytest.mark.parametrize("model", [tiny_qwen3, tiny_llama, tiny_mistral], ids=lambda m: m.__name__)
+def test_cached_prompts_change_neither_outputs_nor_gradients(model):
+    llm = LanguageModel(model())
+    prompts = [[7, 8, 9], [], [7, 8, 9], [5]]
+    samples = [[*prompt, IMAGE, IMAGE, *range(3, 4 + k)] for k, prompt in enumerate(prompts)]
+    ids = [torch.tensor(sample) for sample in samples]
+    labels = [torch.full_like(row, IGNORE_INDEX) for row in ids]
+    for label in labels:
+        label[-1] = 4
+    whole = pack(ids, labels, image_token_id=IMAGE)
+    split = pack(ids, labels, image_token_id=IMAGE, split_prompts=True)
+    assert split.prompts == ((7, 8, 9), (), (7, 8, 9), (5,))
+    kept = [sample[len(prompt) :] for sample, prompt in zip(samples, prompts, strict=True)]
+    assert split.input_ids.tolist() == list(itertools.chain(*kept))
+    assert split.position_ids[:3].tolist() == [3, 4, 5]
+
+    def run(rows):
+        embeds = llm.embed(rows.input_ids)
+        image = torch.randn(len(rows.image_rows), 64, generator=torch.Generator().manual_seed(1))
+        image.requires_grad_()
+        hidden = llm.decode(embeds.index_copy(0, rows.image_rows, image), rows)
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2))
+        return hidden, torch.autograd.grad((hidden * weights).sum(), image)[0]
+
+    for got, expected in zip(run(split), run(whole), strict=True):
+        assert (got - expected).norm() < 1e-5 * expected.norm()
+    again = run(split)
+    assert torch.equal(again[0], run(split)[0])
+
+
+def test_a_prompt_ends_before_the_first_row_that_is_needed():
+    none = IGNORE_INDEX
+    ids = [torch.tensor([1, 2, 3, IMAGE, 4]), torch.tensor([1, 2, 3]), torch.tensor([IMAGE, 2])]
+    labels = [
+        torch.tensor([none, none, 3, none, 4]),  # an answer before the image: row 1 predicts it
+        torch.tensor([none, none, none]),  # nothing is needed
+        torch.tensor([none, 2]),
+    ]
+    rows = pack(ids, labels, image_token_id=IMAGE, split_prompts=True)
+    assert rows.prompts == ((1,), (), ())
+
+
+def test_each_prompt_is_read_once_and_alone():
+    read = []
+
+    def reader(prompt):
+        read.append(prompt)
+        return [(torch.tensor(prompt).float().view(-1, 1, 1), torch.zeros(len(prompt), 1, 1))]
+
+    cache = PromptCache(reader)
+    assert cache.rows([(), ()]) is None
+    for _ in range(2):
+        rows = cache.rows([(4, 5), (), (6,), (4, 5)])
+        assert rows.of(0)[0].flatten().tolist() == [4, 5, 6, 4, 5]
+    assert read == [(4, 5), (6,)]

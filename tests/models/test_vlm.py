@@ -57,8 +57,8 @@ def reference_loss(model, pixels, ids, labels):
     return total / count
 
 
-def mean_loss(model, pixels, ids, labels):
-    total, num_tokens = model(pixels, packed(ids, labels))
+def mean_loss(model, pixels, ids, labels, **options):
+    total, num_tokens = model(pixels, packed(ids, labels, **options))
     return total / num_tokens
 
 
@@ -86,10 +86,13 @@ ROWS = {
     [(tiny_siglip, tiny_qwen3, 32), (tiny_dinov2, tiny_llama, 42)],
     ids=["siglip-qwen3", "dinov2-llama"],
 )
-def test_loss_and_connector_gradients_equal_hugging_face_eager(vision, llm, size, rows):
+@pytest.mark.parametrize("split_prompts", [False, True], ids=["whole", "cached prompts"])
+def test_loss_and_connector_gradients_equal_hugging_face_eager(
+    vision, llm, size, rows, split_prompts
+):
     model = build(vision, llm)
     pixels, ids, labels = batch_of(rows, size)
-    ours = mean_loss(model, pixels, ids, labels)
+    ours = mean_loss(model, pixels, ids, labels, split_prompts=split_prompts)
     expected = reference_loss(model, pixels, ids, labels)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert relative_error(gradients(model, ours), gradients(model, expected)) < 1e-5
@@ -138,9 +141,11 @@ def test_bf16_towers_are_no_further_from_fp32_than_hugging_face_in_bf16():
     pixels, ids, labels = batch_of([(2, 1, 9), (0, 2, 12), (4, 1, 7)])
     want = gradients(exact, reference_loss(exact, pixels, ids, labels))
 
-    ours = gradients(rounded, mean_loss(rounded, pixels, ids, labels))
     theirs = gradients(rounded, reference_loss(rounded, pixels, ids, labels))
-    assert relative_error(ours, want) < 1.2 * relative_error(theirs, want)
+    for split_prompts in (False, True):
+        loss = mean_loss(rounded, pixels, ids, labels, split_prompts=split_prompts)
+        error = relative_error(gradients(rounded, loss), want)
+        assert error < 1.2 * relative_error(theirs, want)
 
 
 def test_row_k_of_an_image_goes_to_its_kth_position():

@@ -29,14 +29,28 @@ class ComposerVLM(ComposerModel):
 
     Args:
         model: The model to train.
+        cache_prompts: Leave prompts that precede an image out of the rows; see `PromptCache`.
         autocast_dtype: Run under autocast of this dtype. Only for CPU, where Composer refuses its
             own `amp_bf16`; on a GPU the Trainer's precision does it.
+
+    Raises:
+        ValueError: Prompts are to be cached for a language model that cannot be packed.
     """
 
     def __init__(
-        self, model: VisionLanguageModel, *, autocast_dtype: torch.dtype | None = None
+        self,
+        model: VisionLanguageModel,
+        *,
+        cache_prompts: bool = False,
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if cache_prompts and not model.language_model.packs:
+            raise ValueError(
+                f"cache_prompts: the attention of {type(model.language_model.model).__name__} "
+                "cannot be replaced; set it to false"
+            )
+        self.cache_prompts = cache_prompts
         self.model = model
         self.autocast_dtype = autocast_dtype
 
@@ -66,6 +80,7 @@ class ComposerVLM(ComposerModel):
             image_token_id=self.model.image_token_id,
             device=pixel_values.device,
             sample_ids=batch["ids"],
+            split_prompts=self.cache_prompts,
         )
         with self._autocast():
             return self.model(pixel_values, rows, **options)

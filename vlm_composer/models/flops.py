@@ -4,6 +4,10 @@ Matrix multiplications only: linear layers, the patch convolution and the two pr
 (over the full square, as PaLM's MFU counts them). A multiplication and its addition are two
 operations.
 
+The count is that of the model as it is written, every layer at every token. What the code does not
+compute, the last layer's feed-forward where no answer is predicted and cached prompts, counts as
+speed.
+
 A frozen language model costs a forward and the gradient of its input, 4 operations a parameter and
 token, never the gradient of its weights; a frozen vision tower costs its forward alone, 2; the
 connector costs 6, but for its first linear, whose input needs no gradient.

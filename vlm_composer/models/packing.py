@@ -6,6 +6,8 @@ on the right, so that no token of a sample can look at it, and what padding comp
 function registered with transformers' `AttentionInterface` does that, so that any causal language
 model of the library takes it.
 
+Prompts that many samples begin with can be left out: their keys and values are constants.
+
 Shape suffixes: N tokens of all samples, B samples, T tokens of the longest one, H query heads, G
 key and value heads, C width of a head, M image tokens, A tokens that predict an answer.
 """
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from vlm_composer.models.prompt_cache import PromptRows
 
 IGNORE_INDEX = -100
 """Label of a position that takes no loss, as everywhere in Hugging Face and torch."""
@@ -43,7 +47,10 @@ class PackedRows:
         image_rows: (M,) rows of the image tokens.
         answer_rows: (A,) rows that predict an answer token: those before each.
         targets: (A,) token ids that they predict.
-        lengths: B lengths in tokens.
+        prompt_places: For each token of `prompts` its place in the padded view.
+        lengths: B lengths in tokens, without `prompts`.
+        prompts: Of each sample the first tokens that are left out of the row, for their keys and
+            values come from a `PromptCache`.
         num_image_tokens: Image tokens of each sample.
         sample_ids: B names, for messages.
     """
@@ -55,21 +62,25 @@ class PackedRows:
     image_rows: Tensor
     answer_rows: Tensor
     targets: Tensor
+    prompt_places: Tensor
     lengths: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     num_image_tokens: tuple[int, ...]
     sample_ids: tuple[str, ...]
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """Samples B and tokens of the longest one T."""
-        return len(self.lengths), max(self.lengths)
+        """Samples B and tokens of the longest one T, with its prompt."""
+        whole = (len(p) + n for p, n in zip(self.prompts, self.lengths, strict=True))
+        return len(self.lengths), max(whole)
 
-    def pad(self, rows: Tensor) -> Tensor:
-        """Lay packed rows (N, …) out as (B, T, …); what stands at padding is arbitrary.
+    def pad(self, rows: Tensor, prompt_rows: Tensor | None = None) -> Tensor:
+        """Lay packed rows (N, …) out as (B, T, …).
 
-        Its gradient takes nothing from padding, where there must be none.
+        What stands at padding, and at prompts without `prompt_rows`, is arbitrary. No gradient is
+        taken from there, and there must be none.
         """
-        padded = _Move.apply(rows, self.to_padded, self.to_packed)
+        padded = _Move.apply(rows, self.to_padded, self.to_packed, prompt_rows, self.prompt_places)
         return padded.unflatten(0, self.padded_shape)
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -84,6 +95,7 @@ def pack(
     image_token_id: int,
     device: torch.device | str = "cpu",
     sample_ids: Sequence[str] | None = None,
+    split_prompts: bool = False,
 ) -> PackedRows:
     """Pack the samples of a micro-batch.
 
@@ -94,6 +106,7 @@ def pack(
         image_token_id: Id of `<image_patch>`.
         device: Where the tensors of the result go, in one copy that is not waited for.
         sample_ids: Names of the samples; their indices when None.
+        split_prompts: Leave out what precedes the first image and the first answer.
 
     Returns:
         The rows.
@@ -101,17 +114,26 @@ def pack(
     Raises:
         ValueError: There is no sample, or a sample has no token or not as many labels.
     """
-    lengths = tuple(len(ids) for ids in input_ids)
-    names = tuple(sample_ids or (f"row {index}" for index in range(len(lengths))))
-    if not lengths:
+    if not input_ids:
         raise ValueError("a micro-batch of no sample cannot be packed")
-    for name, length, label in zip(names, lengths, labels, strict=True):
-        if not length or length != len(label):
-            raise ValueError(f"sample {name}: {length} tokens and {len(label)} labels")
+    names = tuple(sample_ids or (f"row {index}" for index in range(len(input_ids))))
+    for name, ids, label in zip(names, input_ids, labels, strict=True):
+        if not len(ids) or len(ids) != len(label):
+            raise ValueError(f"sample {name}: {len(ids)} tokens and {len(label)} labels")
+    prompts: list[tuple[int, ...]] = [()] * len(input_ids)
+    if split_prompts:
+        cuts = [_prompt_length(*row, image_token_id) for row in zip(input_ids, labels, strict=True)]
+        prompts = [tuple(ids[:cut].tolist()) for ids, cut in zip(input_ids, cuts, strict=True)]
+        input_ids = [ids[cut:] for ids, cut in zip(input_ids, cuts, strict=True)]
+        labels = [label[cut:] for label, cut in zip(labels, cuts, strict=True)]
+    lengths = tuple(map(len, input_ids))
     lengths_B = torch.tensor(lengths)
-    offsets_B = lengths_B.cumsum(0) - lengths_B
-    columns_T = torch.arange(max(lengths))
-    is_token_BT = columns_T < lengths_B[:, None]
+    starts_B = torch.tensor(list(map(len, prompts)))
+    ends_B = starts_B + lengths_B
+    offsets_B = lengths_B.cumsum(0) - ends_B
+    columns_T = torch.arange(int(ends_B.max()))
+    is_prompt_BT = columns_T < starts_B[:, None]
+    is_token_BT = (columns_T < ends_B[:, None]) & ~is_prompt_BT
     to_padded_BT = torch.where(is_token_BT, offsets_B[:, None] + columns_T, 0)
     ids_N = torch.cat(list(input_ids))
     # Position t predicts token t + 1; the last token of a sample predicts none.
@@ -126,6 +148,7 @@ def pack(
         "image_rows": is_image_N.nonzero().squeeze(1),
         "answer_rows": answer_rows_A,
         "targets": predicted_N[answer_rows_A],
+        "prompt_places": is_prompt_BT.flatten().nonzero().squeeze(1),
     }
     joined = torch.cat(list(parts.values()))
     if torch.device(device).type == "cuda":
@@ -134,9 +157,18 @@ def pack(
     return PackedRows(
         **dict(zip(parts, moved, strict=True)),
         lengths=lengths,
+        prompts=tuple(prompts),
         num_image_tokens=tuple(int(part.sum()) for part in is_image_N.split(lengths)),
         sample_ids=names,
     )
+
+
+def _prompt_length(input_ids: Tensor, labels: Tensor, image_token_id: int) -> int:
+    """Tokens before the first image token and before the first row that predicts an answer."""
+    is_image_T = input_ids == image_token_id
+    predicts_T = nn.functional.pad(labels[1:] != IGNORE_INDEX, (0, 1))
+    needed = (is_image_T | predicts_T).nonzero()
+    return int(needed[0]) if len(needed) else 0
 
 
 def num_answer_tokens(labels: Iterable[Any]) -> int:
@@ -149,14 +181,22 @@ class _Move(torch.autograd.Function):
     sum that `index_select` would make is slower and, on a GPU, of no fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, to_padded: Tensor, to_packed: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        to_padded: Tensor,
+        to_packed: Tensor,
+        prompt_rows: Tensor | None,
+        prompt_places: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(to_packed)
-        return rows.index_select(0, to_padded)
+        padded = rows.index_select(0, to_padded)
+        return padded if prompt_rows is None else padded.index_copy_(0, prompt_places, prompt_rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (to_packed,) = ctx.saved_tensors
-        return gradient.index_select(0, to_packed), None, None
+        return gradient.index_select(0, to_packed), None, None, None, None
 
 
 class _Take(torch.autograd.Function):
@@ -199,6 +239,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: PackedRows | None = None,
+    prompts: PromptRows | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -214,6 +255,7 @@ def packed_attention(
         value_1GNC: (1, G, N, C).
         attention_mask: Must be None.
         packing: Where the samples are; the model hands it down from its forward.
+        prompts: Keys and values of what `packing` left out, handed down likewise.
         scaling: Of the scores; 1 / √C when None.
         dropout: Must be 0.
         sliding_window: Must not be shorter than a sample.
@@ -234,14 +276,17 @@ def packed_attention(
             f"{'no mask' if attention_mask is None else 'a mask'}, dropout {dropout} and softcap "
             f"{softcap}"
         )
-    if sliding_window is not None and sliding_window < max(packing.lengths):
+    longest = packing.padded_shape[1]
+    if sliding_window is not None and sliding_window < longest:
         raise ValueError(
-            f"a sample of {max(packing.lengths)} tokens is longer than the sliding window of "
+            f"a sample of {longest} tokens is longer than the sliding window of "
             f"{sliding_window}; lower max_seq_len"
         )
-    query_BTHC, key_BTGC, value_BTGC = (
-        packing.pad(x[0].transpose(0, 1)) for x in (query_1HNC, key_1GNC, value_1GNC)
-    )
+    layer: Any = module.layer_idx
+    prompt_keys, prompt_values = (None, None) if prompts is None else prompts.of(layer)
+    query_BTHC = packing.pad(query_1HNC[0].transpose(0, 1))
+    key_BTGC = packing.pad(key_1GNC[0].transpose(0, 1), prompt_keys)
+    value_BTGC = packing.pad(value_1GNC[0].transpose(0, 1), prompt_values)
     attend = _attend_on_cpu if query_1HNC.device.type == "cpu" else _attend
     scale = query_1HNC.shape[-1] ** -0.5 if scaling is None else scaling
     return packing.unpad(attend(query_BTHC, key_BTGC, value_BTGC, scale))[None], None

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlm_composer.models.answer_head import AnswerHead
-from vlm_composer.models.packing import PACKED_ATTENTION, PackedRows, can_pack
+from vlm_composer.models.answer_layer import cut_last_layer
+from vlm_composer.models.packing import PACKED_ATTENTION, PackedRows, can_pack, take_rows
+from vlm_composer.models.prompt_cache import Layers, PromptCache
 
 
 class _Frozen(nn.Module):
@@ -190,7 +192,9 @@ class LanguageModel(_Frozen):
                 )
         self.model: Any = model  # as above
         # A model whose attention cannot be replaced reads a padded view, right and slower.
-        self._packs = can_pack(model)
+        self.packs = can_pack(model)
+        self._prompts = PromptCache(self._read_prompt)
+        self._cuts_last_layer = self.packs and cut_last_layer(model)
         self._install()
 
     @property
@@ -208,16 +212,25 @@ class LanguageModel(_Frozen):
         return self.model.get_input_embeddings()(input_ids)
 
     def decode(self, inputs_embeds_ND: Tensor, rows: PackedRows) -> Tensor:
-        """Run the decoder over packed rows (N, D) and return its last hidden states (N, D).
+        """Run the decoder over packed rows (N, D).
 
         Each sample is read as if it stood alone.
+
+        Returns:
+            The last hidden states (A, D) of the rows that predict an answer.
         """
         with _in_own_dtype(inputs_embeds_ND):
-            if not self._packs:
-                return rows.unpad(self._decode(rows.pad(inputs_embeds_ND)))
-            return self._decode(
-                inputs_embeds_ND[None], position_ids=rows.position_ids[None], packing=rows
+            if not self.packs:
+                padded = self._decode(rows.pad(inputs_embeds_ND))
+                return take_rows(rows.unpad(padded), rows.answer_rows)
+            hidden = self._decode(
+                inputs_embeds_ND[None],
+                position_ids=rows.position_ids[None],
+                packing=rows,
+                prompts=self._prompts.rows(rows.prompts),
             )[0]
+        # A last layer that is an AnswerLayer gives no other rows.
+        return hidden if self._cuts_last_layer else take_rows(hidden, rows.answer_rows)
 
     def _decode(self, inputs_embeds: Tensor, **options: Any) -> Tensor:
         # With a cache, transformers 4.53 forgets where packed samples end.
@@ -260,10 +273,20 @@ class LanguageModel(_Frozen):
         return True
 
     def _install(self) -> None:
-        if self._packs:
+        if self.packs:
             self.model.config._attn_implementation = PACKED_ATTENTION
         self.model.set_output_embeddings(AnswerHead.of(self.model.get_output_embeddings()))
         self.freeze()
+
+    def _read_prompt(self, prompt: tuple[int, ...]) -> Layers:
+        with self._attention("sdpa"):
+            device = self.model.get_input_embeddings().weight.device
+            ids = torch.tensor([prompt], device=device)
+            cache = self.model.base_model(input_ids=ids, use_cache=True).past_key_values
+        return [
+            (keys[0].transpose(0, 1), values[0].transpose(0, 1))
+            for keys, values in zip(cache.key_cache, cache.value_cache, strict=True)
+        ]
 
     @contextlib.contextmanager
     def _attention(self, name: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vlm_composer.models.connector import Connector
-from vlm_composer.models.packing import PackedRows, take_rows
+from vlm_composer.models.packing import PackedRows
 from vlm_composer.models.towers import LanguageModel, VisionTower
 
 
@@ -86,8 +86,7 @@ class VisionLanguageModel(nn.Module):
         """
         image_tokens_IKD = self.connector(self.vision_tower(pixel_values_I3SS))
         inputs_embeds_ND = self.build_inputs_embeds(rows, image_tokens_IKD)
-        hidden_ND = self.language_model.decode(inputs_embeds_ND, rows)
-        hidden_AD = take_rows(hidden_ND, rows.answer_rows)
+        hidden_AD = self.language_model.decode(inputs_embeds_ND, rows)
         if return_logits:
             return AnswerLogits(self.language_model.head(hidden_AD), rows.targets)
         total = self.language_model.head(hidden_AD, rows.targets)

@@ -60,7 +60,7 @@ def build_trainer(
         ValueError: The model cannot be parallelised as asked.
     """
     precision, autocast_dtype = choose_precision(config.precision, device)
-    model = ComposerVLM(vlm, autocast_dtype=autocast_dtype)
+    model = ComposerVLM(vlm, cache_prompts=config.cache_prompts, autocast_dtype=autocast_dtype)
     if config.parallelism == "shard":
         choose_shards(vlm)
     callbacks = [*build_callbacks(config, train, vlm), TowerGuard(towers)]
