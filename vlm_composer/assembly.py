@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from composer import DataSpec, Evaluator
 from composer.utils import dist
+from PIL.Image import Resampling
 from streaming import StreamingDataLoader
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,7 +31,7 @@ from vlm_composer.config import (
 )
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
-from vlm_composer.data.images import preprocessor_settings
+from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
 from vlm_composer.data.leftovers import claim_caches, die_with_parent
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
@@ -162,7 +163,15 @@ def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
             tower.name, revision=tower.revision, overrides=tower.config_overrides
         ).image_size
     )
-    return SampleEncoder(template, image_size=image_size, resample=resample)
+    if config.image_decoder == "torchvision" and resample not in TORCH_FILTERS:
+        log.warning(
+            "%s scales its images with %s, which torch does not have: PIL decodes and scales.",
+            tower.name,
+            Resampling(resample).name,
+        )
+    return SampleEncoder(
+        template, image_size=image_size, resample=resample, image_decoder=config.image_decoder
+    )
 
 
 def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: str) -> DataSpec:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from vlm_composer.config_loader import ConfigError, build, read_yaml
 
 Dtype = Literal["bf16", "fp32", "auto"]
+ImageDecoder = Literal["torchvision", "pil"]
 
 
 @dataclass
@@ -296,6 +297,10 @@ class TrainConfig:
     """Longest sample in tokens, image tokens included; longer answers are cut and counted."""
     add_bos: bool | None = None
     """Begin samples with a start token; the tokenizer's own habit when empty."""
+
+    image_decoder: ImageDecoder = "torchvision"
+    """Who decodes and scales images. torchvision: more than twice as fast, within 2 of 255 grey
+    levels of Hugging Face's processors. pil: exactly their pixels."""
 
     device: Literal["cpu", "gpu"] | None = None
     """The GPU where there is one, when empty."""

@@ -17,6 +17,7 @@ from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 from torch.utils.data import Dataset
 
+from vlm_composer.config import ImageDecoder
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
@@ -30,14 +31,21 @@ class SampleEncoder:
         template: Makes ids and labels of prompt and answer.
         image_size: Side S of the vision tower's images in pixels.
         resample: PIL's filter for scaling to it.
+        image_decoder: Who decodes and scales, see `decode_image`.
     """
 
     def __init__(
-        self, template: Template, *, image_size: int, resample: int = Image.Resampling.BICUBIC
+        self,
+        template: Template,
+        *,
+        image_size: int,
+        resample: int = Image.Resampling.BICUBIC,
+        image_decoder: ImageDecoder = "torchvision",
     ) -> None:
         self.template = template
         self.image_size = image_size
         self.resample = resample
+        self.image_decoder = image_decoder
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         r"""Encode a record.
@@ -55,7 +63,9 @@ class SampleEncoder:
         """
         try:
             text = self.template.encode(record["prompt"], record["answer"])
-            pixels = decode_image(record["image"], self.image_size, self.resample)
+            pixels = decode_image(
+                record["image"], self.image_size, self.resample, self.image_decoder
+            )
         except ValueError as error:
             raise ValueError(f"sample {record['id']}: {error}") from error
         return {

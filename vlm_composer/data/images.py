@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from vlm_composer.config import ImageDecoder
+
+log = logging.getLogger(__name__)
+
+TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+"""PIL's filters that torch has too, with torch's names."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation → what sets an image upright."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -17,24 +37,43 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Dropping an alpha channel would show whatever colour lies under the transparent pixels, mostly
     black; Hugging Face's processors do that.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    image.load()
+    method = _UPRIGHT.get(_orientation(image))
+    info = image.info  # `transpose` leaves it behind
+    if method is not None:
+        image = image.transpose(method)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(background, image).convert("RGB")
     return image.convert("RGB")
 
 
-def decode_image(data: bytes, size: int, resample: int = Image.Resampling.BICUBIC) -> Tensor:
+def decode_image(
+    data: bytes,
+    size: int,
+    resample: int = Image.Resampling.BICUBIC,
+    decoder: ImageDecoder = "torchvision",
+) -> Tensor:
     """Decode an image and scale it to a square.
 
-    The whole image is kept and its aspect ratio is not, as SigLIP's processor does it. Pixels equal
-    those of Hugging Face's PIL processors before they normalise.
+    The whole image is kept and its aspect ratio is not, as SigLIP's processor does it.
+
+    `pil`: the pixels are those of Hugging Face's PIL processors before they normalise.
+
+    `torchvision`: torchvision decodes upright JPEGs, grey or in colour, to the same bits as PIL,
+    and PIL everything else: rotated and CMYK JPEGs, PNG, WebP, GIF, … That is decided by the header
+    and not by trial; only a JPEG that torchvision refuses is PIL's to refuse or to read, so that
+    the same files are images with both. torch scales what was decoded, with weights of 16 bits:
+    within 2 grey levels of PIL, 0.01 on average. All in all a core makes 2.2 to 2.4 times as many
+    images of 384 × 384 as with `pil` (406 against 177 a second from JPEGs of 640 × 480, 114 kB).
+    A filter that torch does not have is PIL's, and so is then everything.
 
     Args:
         data: JPEG, PNG or whatever else PIL reads.
         size: Side S in pixels.
         resample: PIL's filter.
+        decoder: Who decodes and scales.
 
     Returns:
         uint8 RGB (3, S, S).
@@ -42,12 +81,50 @@ def decode_image(data: bytes, size: int, resample: int = Image.Resampling.BICUBI
     Raises:
         ValueError: The bytes are not an image that PIL can read.
     """
+    mode = TORCH_FILTERS.get(Image.Resampling(resample)) if decoder == "torchvision" else None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = to_rgb(image).resize((size, size), resample=Image.Resampling(resample))
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+            if mode is None:
+                scaled = to_rgb(image).resize((size, size), resample=Image.Resampling(resample))
+                return _to_tensor(scaled).contiguous()
+            pixels = _decode_jpeg(data) if _is_torchvisions(image) else None
+            if pixels is None:
+                pixels = _to_tensor(to_rgb(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{len(data)} bytes that are not a readable image: {error}") from error
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+    scaled = torch.nn.functional.interpolate(pixels[None], (size, size), mode=mode, antialias=True)
+    return scaled[0].contiguous()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation (1 is upright), by PIL: it also looks into XMP."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # A broken tag makes PIL raise SyntaxError, ValueError, struct.error, … The picture beside
+        # it is whole, `convert` has taken it, and it stands as it is stored.
+        return 1
+
+
+def _is_torchvisions(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+
+
+def _decode_jpeg(data: bytes) -> Tensor | None:
+    """Decode a JPEG to RGB (3, H, W); None where torchvision refuses."""
+    try:
+        # A bytearray, because torch warns of memory that it may not write to.
+        return decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+        )
+    except RuntimeError as error:
+        log.debug("torchvision refuses a JPEG of %d bytes; PIL decides: %s", len(data), error)
+        return None
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """View RGB as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def preprocessor_settings(
