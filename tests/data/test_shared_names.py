@@ -1,0 +1,60 @@
+"""Runs that start together on a machine get shared memory of their own; their ranks agree on it."""
+
+import pytest
+from composer.utils import dist
+from streaming.base.constant import LOCALS
+from streaming.base.shared import SharedMemory, prefix
+from streaming.base.shared.prefix import _get_path, _pack_locals
+from streaming.base.world import World
+
+from vlm_composer.data import shared_names
+from vlm_composer.data.shared_names import claim_prefix
+
+
+def late_rival(monkeypatch, module):
+    """Has another run take the number that was found free, before it is claimed."""
+    find, taken = prefix._check_and_find_retrying, []
+
+    def find_then_lose(*arguments, **options):
+        number = find(*arguments, **options)
+        if not taken:
+            data = _pack_locals(["/elsewhere"], number)
+            block = SharedMemory(_get_path(number, LOCALS), True, len(data))
+            block.buf[: len(data)] = data
+            taken.append(number)
+        return number
+
+    monkeypatch.setattr(module, "_check_and_find_retrying", find_then_lose)
+    return taken
+
+
+def test_a_number_that_another_run_took_is_passed_over(monkeypatch, tmp_path):
+    taken = late_rival(monkeypatch, shared_names)
+    number, _ = claim_prefix([str(tmp_path)], [None], World.detect())
+    assert number > taken[0]
+
+
+def test_streaming_itself_fails_there(monkeypatch, tmp_path):
+    """When this one fails, `shared_names` may go."""
+    late_rival(monkeypatch, prefix)
+    with pytest.raises(FileExistsError):
+        prefix.get_shm_prefix([str(tmp_path)], [None], World.detect())
+
+
+@pytest.mark.world_size(2)
+def test_ranks_agree_though_the_second_sees_another_number_free(monkeypatch, shared_path):
+    find = prefix._check_and_find_retrying
+    offset = dist.get_global_rank()
+    monkeypatch.setattr(
+        shared_names, "_check_and_find_retrying", lambda *a, **o: find(*a, **o) + offset
+    )
+    number, _ = claim_prefix([str(shared_path)], [None], World.detect())
+    assert dist.all_gather_object(number) == [number] * 2
+
+
+@pytest.mark.world_size(2)
+def test_a_folder_in_use_is_an_error_on_every_rank(shared_path):
+    first = claim_prefix([str(shared_path)], ["elsewhere"], World.detect())
+    with pytest.raises(ValueError, match="Reused local directory"):
+        claim_prefix([str(shared_path)], ["elsewhere"], World.detect(), retry=1)
+    assert first
