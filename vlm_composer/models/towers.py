@@ -97,7 +97,6 @@ class VisionTower(_Frozen):
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
         self.freeze()
 
-    @torch.no_grad()
     def forward(self, pixel_values_B3SS: Tensor) -> Tensor:
         """Return patches (B, N, V) of uint8 RGB pixels (B, 3, S, S), in the tower's dtype.
 
@@ -110,6 +109,11 @@ class VisionTower(_Frozen):
                 f"pixel_values of shape {tuple(pixel_values_B3SS.shape)}: this tower takes "
                 f"(B, 3, {self.image_size}, {self.image_size})"
             )
+        with torch.inference_mode():
+            patches_BNV = self._patches(pixel_values_B3SS)
+        return patches_BNV.clone()  # autograd takes no tensor of inference mode
+
+    def _patches(self, pixel_values_B3SS: Tensor) -> Tensor:
         weight = next(self.model.parameters())
         normalised = (pixel_values_B3SS.float() / 255 - self.image_mean) / self.image_std
         # DINOv2 always interpolates its positions to the image; SigLIP, CLIP and ViT must be asked
