@@ -207,6 +207,17 @@ class SpeedReportConfig:
 
 
 @dataclass
+class StepTimesConfig:
+    """What a step's time is spent on, as `time/…` and in a log line; more than 5 % of waiting for
+    data is warned of."""
+
+    warmup_batches: int = 3
+    """First batches that are left out."""
+    interval: str = "100ba"
+    """Steps that are averaged over, and how often that is logged."""
+
+
+@dataclass
 class NoOptions:
     """A callback without options: write `lr_monitor: {}`."""
 
@@ -228,6 +239,7 @@ class CallbacksConfig:
     """Log the learning rate."""
     speed_monitor: SpeedMonitorConfig | None = None
     speed_report: SpeedReportConfig | None = None
+    step_times: StepTimesConfig | None = None
     memory_monitor: NoOptions | None = None
     """Log GPU memory."""
     runtime_estimator: NoOptions | None = None

@@ -67,6 +67,8 @@ def _bad_times(config: TrainConfig) -> Iterator[str]:
     }
     if config.callbacks.speed_report is not None:
         times["callbacks.speed_report.interval"] = config.callbacks.speed_report.interval
+    if config.callbacks.step_times is not None:
+        times["callbacks.step_times.interval"] = config.callbacks.step_times.interval
     units = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN)
     for key, text in times.items():
         allowed = units if key == "max_duration" else (*units, TimeUnit.DURATION)

@@ -29,6 +29,7 @@ from vlm_composer.training.optimization import build_optimizer, build_scheduler
 from vlm_composer.training.parallelism import choose_shards, mend_gloo_averages, shard_config
 from vlm_composer.training.preemption import GracefulStop
 from vlm_composer.training.speed_report import SpeedReport
+from vlm_composer.training.step_times import StepTimes
 from vlm_composer.training.towers_identity import Identity
 
 
@@ -134,6 +135,8 @@ def build_callbacks(
         callbacks.append(
             OptimizerMonitor(batch_log_interval=wanted.optimizer_monitor.batch_log_interval)
         )
+    if (times := wanted.step_times) is not None:
+        callbacks.append(StepTimes(vlm, **asdict(times)))
     if (report := wanted.speed_report) is not None:
         callbacks.append(
             SpeedReport(
