@@ -1,0 +1,312 @@
+"""Trainings in processes of their own that go on for as many steps as they are told.
+
+Each contender is one long `fit()` or `train()` that stops at the end of a step and waits for an
+order, so that set-up and compilation are left out, no two ever run at once, and a step's time is
+all that a user waits for: from the end of one to the end of the next, data included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faithful_towers import MAX_GRAD_NORM, Shape, read_yaml, training_yaml
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+# Imported once, by the server that every contender is forked from.
+_PROCESSES.set_forkserver_preload(
+    [
+        "composer",
+        "streaming",
+        "transformers.models.llava.modeling_llava",
+        "transformers.models.qwen3.modeling_qwen3",
+        "transformers.models.siglip.modeling_siglip",
+        "transformers.trainer",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a contender is to do next."""
+
+    steps: int
+    measure_memory: bool = False
+    bare: bool = False
+    """Train the last batch again in a bare loop (ours only)."""
+
+
+@dataclass
+class Clock:
+    """Time that passed between `start` and `stop`, summed."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    """Of all threads of the process."""
+    _started: tuple[float, float] = (0.0, 0.0)
+
+    def start(self) -> None:
+        """Go on."""
+        self._started = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        """Pause."""
+        self.wall += time.perf_counter() - self._started[0]
+        self.cpu += time.process_time() - self._started[1]
+
+
+@dataclass
+class Chunk:
+    """What a contender reports when an order is carried out."""
+
+    first_step: int
+    steps: int
+    time: Clock = field(default_factory=Clock)
+    loading: Clock = field(default_factory=Clock)
+    """The part of `time` that Composer waited for the loader."""
+    bare: Clock = field(default_factory=Clock)
+    losses: list[float] = field(default_factory=list)
+    weights_mib: float = 0.0
+    """Resident memory between two steps."""
+    peak_mib: float = 0.0
+    """Most resident memory during the steps."""
+
+
+class _Stopped(BaseException):
+    """Ends a training from the inside. Not an Exception: nothing may handle it."""
+
+
+class Gate:
+    """Where a training waits for orders; lives in the contender's process.
+
+    Args:
+        connection: To the process that gives them.
+        losses: What the training appends every step's loss to.
+    """
+
+    def __init__(self, connection: Connection, losses: list[float]) -> None:
+        self._connection = connection
+        self._losses = losses
+        self._done = 0
+        self.order = Order(0)
+        self.chunk = Chunk(0, 0)
+
+    def open(self) -> None:
+        """Wait for the first order."""
+        self._wait()
+
+    def step_ended(self, after: Callable[[Chunk], None] | None = None) -> None:
+        """Count a step; where it was the order's last, report and wait for the next.
+
+        Args:
+            after: Called before the report, when the clock has stopped.
+        """
+        self._done += 1
+        if self._done < self.chunk.first_step + self.order.steps:
+            return
+        self.chunk.time.stop()
+        if self.order.measure_memory:
+            self.chunk.peak_mib = _memory_mib("VmHWM")
+        if after is not None:
+            after(self.chunk)
+        self.chunk.losses = self._losses[self.chunk.first_step :]
+        self._connection.send(self.chunk)
+        self._wait()
+
+    def _wait(self) -> None:
+        try:
+            order = self._connection.recv()
+        except EOFError:
+            order = None
+        if order is None:
+            raise _Stopped
+        self.order = order
+        self.chunk = Chunk(self._done, order.steps)
+        if order.measure_memory:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what the last step freed is none of the weights
+            self.chunk.weights_mib = _memory_mib("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self.chunk.time.start()
+
+
+def _memory_mib(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def train_ours(
+    connection: Connection, shape: Shape, towers: Path, data: Path, out: Path, size: int
+) -> None:
+    """This project's training as `train.py` runs it, with a gate behind its steps."""
+    import torch
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+
+    from vlm_composer.train import prepare
+
+    losses: list[float] = []
+    gate = Gate(connection, losses)
+
+    class AtGate(Callback):
+        """Waits at the gate, and trains what the Trainer trained in a bare loop."""
+
+        def __init__(self) -> None:
+            self.microbatch: Any = None
+
+        def fit_start(self, state: State, logger: Logger) -> None:
+            gate.open()
+
+        def before_dataloader(self, state: State, logger: Logger) -> None:
+            gate.chunk.loading.start()
+
+        def after_dataloader(self, state: State, logger: Logger) -> None:
+            gate.chunk.loading.stop()
+
+        def before_forward(self, state: State, logger: Logger) -> None:
+            self.microbatch = state.batch
+
+        def batch_end(self, state: State, logger: Logger) -> None:
+            losses.append(float(state.total_loss_dict["loss/train/total"]))
+            gate.step_ended(lambda chunk: self._bare(chunk, state) if gate.order.bare else None)
+
+        def _bare(self, chunk: Chunk, state: State) -> None:
+            model: Any = getattr(state.model, "module", state.model)
+            (optimizer,) = state.optimizers
+            trained = [p for p in model.parameters() if p.requires_grad]
+            chunk.bare.start()
+            optimizer.zero_grad()
+            loss = model.loss(model(self.microbatch), self.microbatch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+            optimizer.step()
+            loss.item()
+            chunk.bare.stop()
+
+    trainer = prepare(read_yaml(training_yaml(shape, towers, data, out / "run.yaml", size)))
+    start_from(trainer, towers)
+    trainer.state.callbacks.append(AtGate())
+    try:
+        trainer.fit()
+    except _Stopped:
+        trainer.close()
+
+
+def start_from(trainer: Any, towers: Path) -> None:
+    """Give a Composer Trainer's model the connector of `write_towers`."""
+    import torch
+
+    model = getattr(trainer.state.model, "module", trainer.state.model).model
+    model.connector.load_state_dict(torch.load(towers / "connector.pt"))
+
+
+def train_hf(
+    connection: Connection,
+    shape: Shape,
+    towers: Path,
+    data: Path,
+    out: Path,
+    size: int,
+    compiled: bool = False,
+) -> None:
+    """transformers' Trainer, with a gate behind its steps."""
+    from transformers import TrainerCallback
+
+    from benchmarks.hf_baseline import build_trainer
+
+    losses: list[float] = []
+    gate = Gate(connection, losses)
+
+    class AtGate(TrainerCallback):
+        """Waits at the gate."""
+
+        def on_train_begin(self, *args: Any, **options: Any) -> None:
+            gate.open()
+
+        def on_step_end(self, *args: Any, **options: Any) -> None:
+            gate.step_ended()
+
+    trainer = build_trainer(
+        shape, towers, data, out, size, compiled=compiled, callback=AtGate(), losses=losses
+    )
+    try:
+        trainer.train()
+    except _Stopped:
+        pass
+
+
+class Contender:
+    """A process, seen from the one that gives it orders.
+
+    Args:
+        name: For messages and its log.
+        target: Runs in the process, with a connection as its first argument and the folder `out`
+            made for it among `options`.
+        folder: Where its log and folder are made.
+        options: The target's other arguments.
+    """
+
+    def __init__(
+        self, name: str, target: Callable[..., None], folder: Path, **options: Any
+    ) -> None:
+        self.name = name
+        self._log = folder / f"{name.replace(' ', '-')}.log"
+        options["out"] = self._log.with_suffix("")
+        options["out"].mkdir()
+        self._connection, theirs = _PROCESSES.Pipe()
+        self._process = _PROCESSES.Process(
+            target=_run, args=(target, theirs, self._log), kwargs=options
+        )
+        self._process.start()
+        theirs.close()  # so that a process that dies is seen at once
+
+    def give(self, order: Order) -> None:
+        """Let it work; `result` says how it went."""
+        self._connection.send(order)
+
+    def result(self) -> Any:
+        """Wait for what it reports.
+
+        Raises:
+            RuntimeError: It failed; the message is the end of its log.
+        """
+        try:
+            return self._connection.recv()
+        except EOFError:
+            self._process.join()
+            tail = "\n".join(self._log.read_text().splitlines()[-25:])
+            raise RuntimeError(f"{self.name} failed:\n{tail}") from None
+
+    def run(self, steps: int, **options: bool) -> Chunk:
+        """Train `steps` steps and report."""
+        self.give(Order(steps, **options))
+        return self.result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def _run(target: Callable[..., None], connection: Connection, log: Path, **options: Any) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        target(connection, **options)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None

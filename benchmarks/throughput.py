@@ -1,0 +1,341 @@
+"""Claim: a connector trains about twice as fast as with Hugging Face's Trainer, in a third of the
+memory, at half of what the processor's matrix products reach.
+
+Both trainers start from the same weights and see the same samples in the same order with the same
+optimizer; that they compute the same gradients is asserted first. They are processes of their own,
+take turns of a step or two, and a row's figure is the median over such pairs of turns, once in CPU
+time of all threads and once in wall time. A row holds where both medians do.
+
+    python benchmarks/throughput.py [--quick] [--json FILE]
+
+Prints a table and exits 1 where a row falls short. OMP_NUM_THREADS sets the threads of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # for every process
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks.contenders import Chunk, Contender, Order, train_hf, train_ours
+from benchmarks.equal_gradients import Distances, compare_gradients
+from benchmarks.faithful_towers import (
+    FAITHFUL,
+    LARGE_VOCABULARY,
+    TINY,
+    Shape,
+    read_yaml,
+    training_yaml,
+    write_pairs,
+    write_towers,
+)
+from benchmarks.hf_baseline import IGNORE_INDEX, NormalisedPairs, read_template
+from benchmarks.loading_speed import compare_loading
+from vlm_composer.assembly import assemble_model
+from vlm_composer.models.flops import training_flops
+from vlm_composer.training.hardware import measure_peak_flops
+
+SMALL, LARGE = 4, 16
+"""Micro-batches."""
+WARM_UP = 3
+"""Steps that compile for rows of several lengths and are left out."""
+LOSSES_APART = 0.02
+"""How far the losses of both trainings may be apart at a step, of the larger; bf16 rounds."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    shape: Shape = FAITHFUL
+    memory_shape: Shape = LARGE_VOCABULARY
+    num_samples: int = 512
+    rounds: int = 8
+    """Of turns at both micro-batches."""
+    overhead_pairs: int = 16
+    memory_steps: int = 3
+    loader_rounds: int = 5
+    gemm_sizes: tuple[int, ...] = (2048, 4096)
+
+
+QUICK = Effort(TINY, TINY, 64, 2, 3, 1, 2, (1024,))
+
+
+@dataclass
+class Row:
+    """One claim."""
+
+    name: str
+    bound: float
+    at_most: bool = False
+    """Whether the bound is the most it may be, not the least."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """Every pair's figure, by what it was measured in."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every median holds."""
+        return all(
+            (m <= self.bound) if self.at_most else (m >= self.bound)
+            for m in map(statistics.median, self.values.values())
+        )
+
+    def lines(self) -> list[str]:
+        """Lines of the table."""
+        sign = "≤" if self.at_most else "≥"
+        texts = []
+        for index, (unit, values) in enumerate(self.values.items()):
+            name = self.name if index == 0 else ""
+            bound = f"{sign} {self.bound:.3g}" if index == 0 else ""
+            verdict = ("ok" if self.ok else "FAILS") if index == 0 else ""
+            texts.append(
+                f"{verdict:<6}{name:<50}{bound:>7}  {unit:<7}{statistics.median(values):7.3f}"
+                f"  [{min(values):.3f}–{max(values):.3f}]  {len(values)} pairs"
+            )
+        return texts
+
+
+class Bench:
+    """Towers and pairs in a folder, and the rows measured with them.
+
+    Args:
+        folder: An empty folder.
+        effort: How much to measure.
+    """
+
+    def __init__(self, folder: Path, effort: Effort) -> None:
+        self.folder, self.effort = folder, effort
+        self.facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "amx": torch.cpu._is_amx_tile_supported(),
+        }
+        tell(f"writing {effort.num_samples} pairs and the towers")
+        self.data, self.towers = folder / "data", folder / "towers"
+        self.data.mkdir()
+        write_pairs(self.data, effort.num_samples)
+        write_towers(effort.shape, self.towers)
+
+    def gradients(self) -> Distances:
+        """How far both sides' gradients are from the reference."""
+        tell("comparing gradients")
+        contender = self._contender("gradients", compare_gradients, SMALL)
+        distances: Distances = contender.result()
+        contender.close()
+        self.facts["gradients"] = asdict(distances)
+        return distances
+
+    def speed(self) -> list[Row]:
+        """Ours against Hugging Face, against the matrix products, and against a bare loop."""
+        tell("starting the contenders and warming them up, which compiles")
+        contenders = {
+            "HF 4": self._contender("HF 4", train_hf, SMALL),
+            "ours 4": self._contender("ours 4", train_ours, SMALL),
+            "HF 16": self._contender("HF 16", train_hf, LARGE),
+            "HF compiled 16": self._contender("HF compiled 16", train_hf, LARGE, compiled=True),
+            "ours 16": self._contender("ours 16", train_ours, LARGE),
+        }
+        try:
+            for contender in contenders.values():
+                contender.give(Order(WARM_UP))  # all at once: it is not timed
+            chunks = {name: [contender.result()] for name, contender in contenders.items()}
+            peaks = []
+            for number in range(self.effort.rounds):
+                tell(f"round {number + 1} of {self.effort.rounds}")
+                # To and fro, so that none always runs behind the same other.
+                for name in list(contenders)[:: 1 if number % 2 else -1]:
+                    chunks[name].append(contenders[name].run(2 if name.endswith(" 4") else 1))
+                peaks.append(self._peak_flops())
+            tell("comparing Composer's loop with a bare one")
+            pairs = [
+                contenders["ours 4"].run(1, bare=True) for _ in range(self.effort.overhead_pairs)
+            ]
+        finally:
+            for contender in contenders.values():
+                contender.close()
+        timed = {name: parts[1:] for name, parts in chunks.items()}
+        self._note_speed(timed, peaks)
+        return [
+            _speed_row("× HF Trainer, micro-batch 4", 2.0, timed["HF 4"], timed["ours 4"]),
+            _speed_row("× HF Trainer, micro-batch 16", 2.3, timed["HF 16"], timed["ours 16"]),
+            _speed_row(
+                "× HF with compiled layers, micro-batch 16",
+                1.7,
+                timed["HF compiled 16"],
+                timed["ours 16"],
+            ),
+            self._share_row(timed["ours 16"], peaks),
+            _overhead_row(pairs),
+            _losses_row(chunks),
+        ]
+
+    def memory(self) -> Row:
+        """Activations above the weights, in fresh processes."""
+        towers = self.folder / "memory-towers"
+        tell("measuring memory: writing towers with a large vocabulary")
+        write_towers(self.effort.memory_shape, towers)
+        above: dict[str, list[float]] = {}
+        for name, target in (("ours", train_ours), ("HF", train_hf)):
+            tell(f"measuring memory: {name}")
+            contender = self._contender(
+                f"{name} memory", target, SMALL, shape=self.effort.memory_shape, towers=towers
+            )
+            contender.run(WARM_UP)
+            chunks = [
+                contender.run(1, measure_memory=True) for _ in range(self.effort.memory_steps)
+            ]
+            contender.close()
+            above[name] = [chunk.peak_mib - chunk.weights_mib for chunk in chunks]
+            self.facts[f"memory of {name}, MiB"] = {
+                "weights and libraries": statistics.median(c.weights_mib for c in chunks),
+                "activations": statistics.median(above[name]),
+                "peak": max(c.peak_mib for c in chunks),
+            }
+        ratios = [ours / hf for ours, hf in zip(above["ours"], above["HF"], strict=True)]
+        name = f"× HF's activation memory, vocabulary {self.effort.memory_shape.vocab_size:,}"
+        return Row(name, 1 / 3, at_most=True, values={"memory": ratios})
+
+    def loading(self) -> Row:
+        """One worker process against the decoding alone."""
+        tell("measuring the loader")
+        contender = self._contender("loader", compare_loading, LARGE)
+        pairs = []
+        for _ in range(self.effort.loader_rounds):
+            contender.give(Order(1))
+            pairs.append(contender.result())
+        contender.close()
+        cpu, wall = (list(values) for values in zip(*pairs, strict=True))
+        return Row("of one core's decoding, a loader's worker", 0.9, values=_both(cpu, wall))
+
+    def _contender(self, name: str, target: Any, size: int, **options: Any) -> Contender:
+        common = {"shape": self.effort.shape, "towers": self.towers, "data": self.data}
+        return Contender(name, target, self.folder, **{**common, "size": size, **options})
+
+    def _peak_flops(self) -> float:
+        return max(
+            measure_peak_flops(torch.bfloat16, size, repeats=3) for size in self.effort.gemm_sizes
+        )
+
+    def _useful_flops(self, size: int, chunks: list[Chunk]) -> list[float]:
+        """Operations of each chunk's samples, as the project counts them for MFU."""
+        shape = self.effort.shape
+        path = training_yaml(shape, self.towers, self.data, self.folder / "meta.yaml", size)
+        config = read_yaml(path)
+        for tower in (config.vision_tower, config.language_model):
+            tower.pretrained = False
+        with torch.device("meta"):
+            model = assemble_model(config, "cpu")
+        pairs = NormalisedPairs(self.data, read_template(shape, self.towers), shape.image_size)
+        flops = []
+        for chunk in chunks:
+            first, last = (step * size for step in (chunk.first_step, chunk.first_step + 1))
+            labels = [pairs[index % len(pairs)]["labels"] for index in range(first, last)]
+            answers = sum(int((x != IGNORE_INDEX).sum()) for x in labels)
+            flops.append(training_flops(model, [len(x) for x in labels], answers).total)
+        return flops
+
+    def _share_row(self, ours: list[Chunk], peaks: list[float]) -> Row:
+        flops = self._useful_flops(LARGE, ours)
+        wall = [f / c.time.wall / p for f, c, p in zip(flops, ours, peaks, strict=True)]
+        threads = torch.get_num_threads()
+        cpu = [f / c.time.cpu / (p / threads) for f, c, p in zip(flops, ours, peaks, strict=True)]
+        name = "of the bf16 GEMM peak, micro-batch 16"
+        return Row(name, 0.5, values=_both(cpu, wall))
+
+    def _note_speed(self, timed: dict[str, list[Chunk]], peaks: list[float]) -> None:
+        self.facts["GEMM peak, GFLOP/s"] = statistics.median(peaks) / 1e9
+        for name, chunks in timed.items():
+            size = int(name.split()[-1])
+            rates = [size * c.steps / c.time.wall for c in chunks]
+            per_core = [size * c.steps / c.time.cpu for c in chunks]
+            self.facts[name] = {
+                "samples/s": statistics.median(rates),
+                "samples/s of CPU time": statistics.median(per_core),
+            }
+
+
+def _both(cpu: list[float], wall: list[float]) -> dict[str, list[float]]:
+    return {"cpu": cpu, "wall": wall}
+
+
+def _speed_row(name: str, floor: float, theirs: list[Chunk], ours: list[Chunk]) -> Row:
+    pairs = list(zip(theirs, ours, strict=True))
+    cpu = [t.time.cpu / o.time.cpu for t, o in pairs]
+    wall = [t.time.wall / o.time.wall for t, o in pairs]
+    return Row(name, floor, values=_both(cpu, wall))
+
+
+def _overhead_row(pairs: list[Chunk]) -> Row:
+    """Composer's step without its wait for the loader, above a bare step on the same batch."""
+    cpu = [(c.time.cpu - c.loading.cpu) / c.bare.cpu - 1 for c in pairs]
+    wall = [(c.time.wall - c.loading.wall) / c.bare.wall - 1 for c in pairs]
+    name = "Composer's overhead a step, micro-batch 4"
+    return Row(name, 0.03, at_most=True, values=_both(cpu, wall))
+
+
+def _losses_row(chunks: dict[str, list[Chunk]]) -> Row:
+    """That both sides did train on the same samples, step by step."""
+    apart = []
+    for size in (SMALL, LARGE):
+        theirs, ours = (
+            [loss for chunk in chunks[f"{who} {size}"] for loss in chunk.losses]
+            for who in ("HF", "ours")
+        )
+        apart += [abs(t - o) / max(t, o) for t, o in zip(theirs, ours, strict=True)]
+    return Row("farthest that losses are apart", LOSSES_APART, True, {"loss": [max(apart)]})
+
+
+def tell(text: str) -> None:
+    """Say what takes long, with the time it began."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny towers: shows that it works, enforces no floor"
+    )
+    parser.add_argument("--json", type=Path, help="also write rows and facts to this file")
+    options = parser.parse_args()
+    started = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="throughput-"))
+    bench = Bench(folder, QUICK if options.quick else Effort())
+    if faults := bench.gradients().faults():
+        print("\n".join(faults), f"nothing was timed; logs are in {folder}", sep="\n")
+        return 1
+    rows = [*bench.speed(), bench.memory(), bench.loading()]
+    for row in rows:
+        print("\n".join(row.lines()))
+    for name, fact in bench.facts.items():
+        if isinstance(fact, dict):
+            fact = ", ".join(f"{key} {value:.3g}" for key, value in fact.items())
+        print(f"{name}: {fact}")
+    failed = sum(not row.ok for row in rows)
+    print(
+        f"{len(rows) - failed} of {len(rows)} rows hold what is promised"
+        + (" (tiny towers: no row has to)" if options.quick else "")
+        + f"; {time.monotonic() - started:.0f} s"
+    )
+    if options.json:
+        report = {"facts": bench.facts, "rows": [{**asdict(row), "ok": row.ok} for row in rows]}
+        options.json.write_text(json.dumps(report, indent=1))
+    shutil.rmtree(folder)
+    return 1 if failed and not options.quick else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
