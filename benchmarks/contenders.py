@@ -7,6 +7,8 @@ all that a user waits for: from the end of one to the end of the next, data incl
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -240,10 +242,8 @@ def train_hf(
     trainer = build_trainer(
         shape, towers, data, out, size, compiled=compiled, callback=AtGate(), losses=losses
     )
-    try:
+    with contextlib.suppress(_Stopped):
         trainer.train()
-    except _Stopped:
-        pass
 
 
 class Contender:
@@ -283,7 +283,7 @@ class Contender:
         """
         try:
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
             tail = "\n".join(self._log.read_text().splitlines()[-25:])
             raise RuntimeError(f"{self.name} failed:\n{tail}") from None
@@ -305,8 +305,12 @@ def _run(target: Callable[..., None], connection: Connection, log: Path, **optio
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # Linux's own way to start a loader's workers; here it would be the forkserver's.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         target(connection, **options)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing runs none, and streaming frees its memory there
