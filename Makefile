@@ -21,6 +21,7 @@ demo: setup ## train a connector between two real pretrained towers on real pair
 	$(BIN)/python -m vlm_composer.demo
 
 bench: setup ## check every claim of benchmarks/ (half an hour on two cores)
+	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
 
 test: setup ## run every test, on one process and on two ranks

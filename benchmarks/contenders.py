@@ -103,7 +103,8 @@ class Gate:
         self.chunk = Chunk(0, 0)
 
     def open(self) -> None:
-        """Wait for the first order."""
+        """Say that all is ready, and wait for the first order."""
+        self._connection.send(self.chunk)
         self._wait()
 
     def step_ended(self, after: Callable[[Chunk], None] | None = None) -> None:
