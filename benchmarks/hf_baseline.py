@@ -80,6 +80,8 @@ def build_llava(
     connector.load_state_dict(torch.load(towers / "connector.pt"))
     llava.requires_grad_(False)
     llava.model.multi_modal_projector = connector
+    for parameter in llava.parameters():
+        parameter.detach().sum()  # a mapped file's page is resident once it was read
     # As LLaVA's own train.py does. It matters: Qwen3 would fill a cache in every forward.
     llava.config.use_cache = llava.config.text_config.use_cache = False
     return llava.train()
