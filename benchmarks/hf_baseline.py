@@ -87,11 +87,11 @@ def build_llava(
     return llava.train()
 
 
-def compile_decoder_layers(llava: LlavaForConditionalGeneration) -> None:
+def compile_decoder_layers(llava: LlavaForConditionalGeneration, backend: str) -> None:
     """Compile each decoder layer in place, for rows of any length."""
     torch._dynamo.config.recompile_limit = 64  # twelve layers share one code object
     for layer in llava.model.language_model.layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
 
 
 class NormalisedPairs(Dataset[dict[str, Tensor]]):
@@ -172,7 +172,7 @@ def build_trainer(
     out: Path,
     microbatch_size: int,
     *,
-    compiled: bool,
+    compile_backend: str | None,
     callback: TrainerCallback,
     losses: list[float],
 ) -> Trainer:
@@ -184,7 +184,7 @@ def build_trainer(
         data: Folder of `write_pairs`.
         out: Folder the Trainer may write to.
         microbatch_size: Samples of a step.
-        compiled: Compile each decoder layer.
+        compile_backend: torch.compile's, for each decoder layer; None compiles none.
         callback: Told of every step.
         losses: Every step's loss is appended to it.
 
@@ -193,8 +193,8 @@ def build_trainer(
     """
     template = read_template(shape, towers)
     llava = build_llava(shape, towers, template.image_token_id)
-    if compiled:
-        compile_decoder_layers(llava)
+    if compile_backend is not None:
+        compile_decoder_layers(llava, compile_backend)
     arguments = TrainingArguments(
         str(out),
         per_device_train_batch_size=microbatch_size,

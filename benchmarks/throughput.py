@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks.contenders import Chunk, Contender, Order, train_hf, train_ours
+from benchmarks.contenders import Contender, train_hf, train_ours
 from benchmarks.equal_gradients import Distances, compare_gradients
 from benchmarks.faithful_towers import (
     FAITHFUL,
@@ -42,8 +42,10 @@ from benchmarks.faithful_towers import (
     write_pairs,
     write_towers,
 )
+from benchmarks.gate import Chunk, Order
 from benchmarks.hf_baseline import IGNORE_INDEX, NormalisedPairs, read_template
 from benchmarks.loading_speed import compare_loading
+from benchmarks.throughput_rows import Row, both, losses_row, overhead_row, speed_row
 from vlm_composer.assembly import assemble_model
 from vlm_composer.models.flops import training_flops
 from vlm_composer.training.hardware import measure_peak_flops
@@ -52,8 +54,6 @@ SMALL, LARGE = 4, 16
 """Micro-batches."""
 WARM_UP = 3
 """Steps that compile for rows of several lengths and are left out."""
-LOSSES_APART = 0.02
-"""How far the losses of both trainings may be apart at a step, of the larger; bf16 rounds."""
 
 
 @dataclass(frozen=True)
@@ -69,43 +69,10 @@ class Effort:
     memory_steps: int = 3
     loader_rounds: int = 5
     gemm_sizes: tuple[int, ...] = (2048, 4096)
+    compile_backend: str = "inductor"
 
 
-QUICK = Effort(TINY, TINY, 64, 2, 3, 1, 2, (1024,))
-
-
-@dataclass
-class Row:
-    """One claim."""
-
-    name: str
-    bound: float
-    at_most: bool = False
-    """Whether the bound is the most it may be, not the least."""
-    values: dict[str, list[float]] = field(default_factory=dict)
-    """Every pair's figure, by what it was measured in."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every median holds."""
-        return all(
-            (m <= self.bound) if self.at_most else (m >= self.bound)
-            for m in map(statistics.median, self.values.values())
-        )
-
-    def lines(self, *, enforced: bool) -> list[str]:
-        """Lines of the table, with a verdict where the bound is enforced."""
-        sign = "≤" if self.at_most else "≥"
-        texts = []
-        for index, (unit, values) in enumerate(self.values.items()):
-            name = self.name if index == 0 else ""
-            bound = f"{sign} {self.bound:.3g}" if index == 0 else ""
-            verdict = ("ok" if self.ok else "FAILS") if index == 0 and enforced else ""
-            texts.append(
-                f"{verdict:<6}{name:<50}{bound:>7}  {unit:<7}{statistics.median(values):7.3g}"
-                f"  [{min(values):.3g}–{max(values):.3g}]  n={len(values)}"
-            )
-        return texts
+QUICK = Effort(TINY, TINY, 64, 2, 3, 1, 2, (1024,), "aot_eager")
 
 
 class Bench:
@@ -142,9 +109,10 @@ class Bench:
         """Ours against Hugging Face, against the matrix products, and against a bare loop."""
         tell("starting the contenders and warming them up, which compiles")
         contenders: dict[str, Contender] = {}
+        compiled = {"compile_backend": self.effort.compile_backend}
         try:
             for name, target, size, options in (
-                ("HF compiled 16", train_hf, LARGE, {"compiled": True}),  # compiles the longest
+                ("HF compiled 16", train_hf, LARGE, compiled),
                 ("HF 4", train_hf, SMALL, {}),
                 ("ours 4", train_ours, SMALL, {}),
                 ("HF 16", train_hf, LARGE, {}),
@@ -174,17 +142,17 @@ class Bench:
         shares = {name: self._shares(name, parts, peaks) for name, parts in timed.items()}
         self._note_speed(timed, shares, peaks)
         return [
-            _speed_row("× HF Trainer, micro-batch 4", 2.0, timed["HF 4"], timed["ours 4"]),
-            _speed_row("× HF Trainer, micro-batch 16", 2.3, timed["HF 16"], timed["ours 16"]),
-            _speed_row(
+            speed_row("× HF Trainer, micro-batch 4", 2.0, timed["HF 4"], timed["ours 4"]),
+            speed_row("× HF Trainer, micro-batch 16", 2.3, timed["HF 16"], timed["ours 16"]),
+            speed_row(
                 "× HF with compiled layers, micro-batch 16",
                 1.7,
                 timed["HF compiled 16"],
                 timed["ours 16"],
             ),
             Row("of the bf16 GEMM peak, micro-batch 16", 0.5, values=shares["ours 16"]),
-            _overhead_row(pairs),
-            _losses_row(chunks),
+            overhead_row(pairs),
+            losses_row(chunks, (SMALL, LARGE)),
         ]
 
     def memory(self) -> Row:
@@ -224,7 +192,7 @@ class Bench:
             pairs.append(contender.result())
         contender.close()
         cpu, wall = (list(values) for values in zip(*pairs, strict=True))
-        return Row("of one core's decoding, a loader's worker", 0.9, values=_both(cpu, wall))
+        return Row("of one core's decoding, a loader's worker", 0.9, values=both(cpu, wall))
 
     def _contender(self, name: str, target: Any, size: int, **options: Any) -> Contender:
         common = {"shape": self.effort.shape, "towers": self.towers, "data": self.data}
@@ -261,7 +229,7 @@ class Bench:
         turns = list(zip(flops, chunks, peaks, strict=True))
         cpu = [f / c.time.cpu / (peak / torch.get_num_threads()) for f, c, peak in turns]
         wall = [f / c.time.wall / peak for f, c, peak in turns]
-        return _both(cpu, wall)
+        return both(cpu, wall)
 
     def _note_speed(
         self,
@@ -281,37 +249,6 @@ class Bench:
 
 def _microbatch_size(contender: str) -> int:
     return int(contender.split()[-1])
-
-
-def _both(cpu: list[float], wall: list[float]) -> dict[str, list[float]]:
-    return {"cpu": cpu, "wall": wall}
-
-
-def _speed_row(name: str, floor: float, theirs: list[Chunk], ours: list[Chunk]) -> Row:
-    pairs = list(zip(theirs, ours, strict=True))
-    cpu = [t.time.cpu / o.time.cpu for t, o in pairs]
-    wall = [t.time.wall / o.time.wall for t, o in pairs]
-    return Row(name, floor, values=_both(cpu, wall))
-
-
-def _overhead_row(pairs: list[Chunk]) -> Row:
-    """Composer's step without its wait for the loader, above a bare step on the same batch."""
-    cpu = [(c.time.cpu - c.loading.cpu) / c.bare.cpu - 1 for c in pairs]
-    wall = [(c.time.wall - c.loading.wall) / c.bare.wall - 1 for c in pairs]
-    name = "Composer's overhead a step, micro-batch 4"
-    return Row(name, 0.03, at_most=True, values=_both(cpu, wall))
-
-
-def _losses_row(chunks: dict[str, list[Chunk]]) -> Row:
-    """That both sides did train on the same samples, step by step."""
-    apart = []
-    for size in (SMALL, LARGE):
-        theirs, ours = (
-            [loss for chunk in chunks[f"{who} {size}"] for loss in chunk.losses]
-            for who in ("HF", "ours")
-        )
-        apart += [abs(t - o) / max(t, o) for t, o in zip(theirs, ours, strict=True)]
-    return Row("farthest that losses are apart", LOSSES_APART, True, {"loss": [max(apart)]})
 
 
 def tell(text: str) -> None:
