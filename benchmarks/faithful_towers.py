@@ -237,6 +237,7 @@ def training_yaml(
         },
         "language_model": {"name": str(towers / "qwen3"), "dtype": dtype},
         "precision": "fp32" if fp32 else "amp_bf16",
+        "cache_prompts": True,  # as the recipes have it for LLaVA-Pretrain
         "connector": {
             "resampler": {
                 "num_latents": shape.num_latents,
