@@ -85,6 +85,8 @@ TINY = Shape(
     mlp_ratio=2,
 )
 """For a run that only shows that everything works."""
+TINY_384 = replace(TINY, image_size=384)
+"""For the loader, which does not care for weights: images as large as stage 1 wants them."""
 
 
 def write_towers(shape: Shape, folder: Path) -> None:
@@ -191,13 +193,13 @@ def _text(draw: random.Random, length: int) -> str:
 
 
 def _photo(pixels: np.random.Generator) -> Image.Image:
-    """Smooth shapes, texture and grain, about 300 to 500 pixels a side as in LLaVA-Pretrain."""
-    size = tuple(int(side) for side in pixels.integers(300, 500, 2))
+    """Smooth shapes, texture and grain: 336 to 512 pixels a side and about 50 kB."""
+    size = tuple(int(side) for side in pixels.integers(336, 512, 2))
     picture = np.zeros((size[1], size[0], 3), np.float32)
     for cells, weight in ((4, 0.6), (24, 0.3)):
         coarse = pixels.integers(0, 256, (cells, cells, 3), np.uint8)
         picture += weight * np.asarray(Image.fromarray(coarse).resize(size), np.float32)
-    picture += pixels.normal(12, 4, picture.shape)
+    picture += pixels.normal(12, 6, picture.shape)
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 

@@ -36,6 +36,7 @@ from benchmarks.faithful_towers import (
     FAITHFUL,
     LARGE_VOCABULARY,
     TINY,
+    TINY_384,
     Shape,
     read_yaml,
     training_yaml,
@@ -62,6 +63,7 @@ class Effort:
 
     shape: Shape = FAITHFUL
     memory_shape: Shape = LARGE_VOCABULARY
+    loader_shape: Shape = TINY_384
     num_samples: int = 512
     rounds: int = 7
     """Of turns at both micro-batches."""
@@ -72,7 +74,7 @@ class Effort:
     compile_backend: str = "inductor"
 
 
-QUICK = Effort(TINY, TINY, 64, 2, 3, 1, 2, (1024,), "aot_eager")
+QUICK = Effort(TINY, TINY, TINY, 64, 2, 3, 1, 2, (1024,), "aot_eager")
 
 
 class Bench:
@@ -185,14 +187,17 @@ class Bench:
     def loading(self) -> Row:
         """One worker process against the decoding alone."""
         tell("measuring the loader")
-        contender = self._contender("loader", compare_loading, LARGE)
+        shape, towers = self.effort.loader_shape, self.folder / "loader-towers"
+        write_towers(shape, towers)
+        contender = self._contender("loader", compare_loading, LARGE, shape=shape, towers=towers)
         pairs = []
         for _ in range(self.effort.loader_rounds):
             contender.give(Order(1))
             pairs.append(contender.result())
         contender.close()
         cpu, wall = (list(values) for values in zip(*pairs, strict=True))
-        return Row("of one core's decoding, a loader's worker", 0.9, values=both(cpu, wall))
+        name = f"of one core's decoding to {shape.image_size} px, a loader's worker"
+        return Row(name, 0.9, values=both(cpu, wall))
 
     def _contender(self, name: str, target: Any, size: int, **options: Any) -> Contender:
         common = {"shape": self.effort.shape, "towers": self.towers, "data": self.data}
