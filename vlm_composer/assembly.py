@@ -37,6 +37,7 @@ from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.frozen_blocks import compile_blocks
+from vlm_composer.models.fused_gelu import fuse_gelu
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.tower_loading import (
@@ -104,6 +105,11 @@ def assemble_model(
         image_mean=mean,
         image_std=std,
     )
+    replicated_on_cpu = device == "cpu" and config.parallelism == "replicate"
+    if config.vision_tower.fuse_gelu is True or (
+        config.vision_tower.fuse_gelu == "auto" and replicated_on_cpu
+    ):
+        log.info("Linear layers with GELU in one: %d.", fuse_gelu(vision_tower.model))
     language_model = LanguageModel(
         load_language_model(**_tower_options(config.language_model, device))
     )

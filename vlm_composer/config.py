@@ -43,6 +43,9 @@ class VisionTowerConfig(TowerConfig):
     `vision_feature_layer`, before that norm; layers above it are removed."""
     attn_implementation: str = "sdpa"
     """transformers' name of the attention function."""
+    fuse_gelu: bool | Literal["auto"] = "auto"
+    """Let oneDNN compute a linear layer and its GELU in one, with a copy of the layer's weights.
+    Only on a CPU, where auto does so; not with `parallelism: shard`."""
     image_size: int | None = None
     """Side of the square image in pixels; the model's own when empty."""
 

@@ -98,6 +98,10 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
             f"fsdp_config: has no effect with parallelism: {config.parallelism}; "
             "set shard or remove it"
         )
+    if config.vision_tower.fuse_gelu is True and (
+        config.device == "gpu" or config.parallelism == "shard"
+    ):
+        yield "vision_tower.fuse_gelu: only on a CPU with parallelism: replicate; set it to auto"
     if config.cache_prompts and config.parallelism == "shard":
         yield "cache_prompts: does not work with parallelism: shard; set it to false"
     if config.autoresume and config.save_folder is None:
