@@ -107,13 +107,14 @@ def test_replacing_twice_changes_nothing():
 
 
 @pytest.mark.slow
-def test_generation_is_unchanged():
+@pytest.mark.parametrize("model", [tiny_llama, tiny_qwen3], ids=lambda m: m.__name__)
+def test_generation_is_unchanged(model):
     torch.compiler.reset()
-    llm = LanguageModel(tiny_qwen3())
+    llm = LanguageModel(model())
     options = {"inputs_embeds": torch.randn(2, 5, 64), "max_new_tokens": 6, "do_sample": False}
     options |= {"pad_token_id": 0, "eos_token_id": None}
     before = llm.generate(**options)
-    compile_blocks(llm.model)
+    assert len(compile_blocks(llm.model)) == 3
     assert torch.equal(llm.generate(**options), before)
 
 

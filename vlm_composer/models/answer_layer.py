@@ -5,7 +5,6 @@ Shape suffixes: N tokens of all samples, A tokens that predict an answer, D widt
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from vlm_composer.models.packing import PackedRows, take_rows
+from vlm_composer.models.same_code import same_code
 
 
 class AnswerLayer(nn.Module):
@@ -56,8 +56,7 @@ def cut_last_layer(model: PreTrainedModel) -> bool:
         return False
     if isinstance(layers[-1], AnswerLayer):
         return True
-    ours, llama = type(layers[-1]).forward, LlamaDecoderLayer.forward
-    if inspect.getsource(ours) != inspect.getsource(llama):
+    if not same_code(type(layers[-1]).forward, LlamaDecoderLayer.forward):
         return False
     layers[-1] = AnswerLayer(layers[-1])
     return True

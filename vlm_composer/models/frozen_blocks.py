@@ -12,7 +12,6 @@ Shape suffixes: N tokens, D width, F width of the feed-forward, H heads, C width
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
+
+from vlm_composer.models.same_code import same_code
+
+# Itself, before an architecture's is replaced.
+_plain_rotation = llama.apply_rotary_pos_emb
 
 
 def compile_blocks(model: nn.Module) -> list[str]:
@@ -44,7 +48,7 @@ def compile_blocks(model: nn.Module) -> list[str]:
                 counts[label] = counts.get(label, 0) + 1
     module: Any = sys.modules[type(model).__module__]
     rotary = getattr(module, "apply_rotary_pos_emb", None)
-    if rotary is not None and _same_code(rotary, llama.apply_rotary_pos_emb):
+    if rotary is not None and same_code(rotary, _plain_rotation):
         module.apply_rotary_pos_emb = rotate_heads
         counts["apply_rotary_pos_emb → rotate_heads"] = 1
     return [f"{count} × {label}" for label, count in counts.items()]
@@ -52,15 +56,11 @@ def compile_blocks(model: nn.Module) -> list[str]:
 
 def _replacement(module: nn.Module) -> nn.Module | None:
     forward = type(module).forward
-    if _same_code(forward, llama.LlamaRMSNorm.forward):
+    if same_code(forward, llama.LlamaRMSNorm.forward):
         return FrozenRMSNorm(module)
-    if _same_code(forward, llama.LlamaMLP.forward) and isinstance(module.act_fn, nn.SiLU):
+    if same_code(forward, llama.LlamaMLP.forward) and isinstance(module.act_fn, nn.SiLU):
         return FrozenSwiGLU(module)
     return None
-
-
-def _same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    return one is not rotate_heads and inspect.getsource(one) == inspect.getsource(other)
 
 
 class FrozenRMSNorm(nn.Module):
@@ -150,7 +150,7 @@ def rotate_heads(
     """
     del position_ids
     if q.shape[0] != 1 or unsqueeze_dim != 1:  # generation of several captions
-        return llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return _plain_rotation(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
 
 

@@ -6,13 +6,14 @@ applies it while it writes the product. On a GPU there is nothing to gain.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, PytorchGELUTanh
 from transformers.models.siglip.modeling_siglip import SiglipMLP
+
+from vlm_composer.models.same_code import same_code
 
 
 class GELULinear(nn.Linear):
@@ -58,8 +59,7 @@ def fuse_gelu(model: nn.Module) -> int:
     count = 0
     module: Any
     for module in model.modules():
-        forward = type(module).forward
-        if inspect.getsource(forward) != inspect.getsource(SiglipMLP.forward):
+        if not same_code(type(module).forward, SiglipMLP.forward):
             continue
         if (approximate := _approximation(module.activation_fn)) is None:
             continue

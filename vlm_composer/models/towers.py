@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from vlm_composer.models.answer_head import AnswerHead
 from vlm_composer.models.answer_layer import cut_last_layer
-from vlm_composer.models.packing import PACKED_ATTENTION, PackedRows, can_pack, take_rows
+from vlm_composer.models.packed_attention import PACKED_ATTENTION, can_pack
+from vlm_composer.models.packing import PackedRows, take_rows
 from vlm_composer.models.prompt_cache import Layers, PromptCache
 
 
