@@ -102,7 +102,7 @@ class Gate:
     def _wait(self) -> None:
         try:
             order = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # nobody is left to ask
             order = None
         if order is None:
             raise Stopped
