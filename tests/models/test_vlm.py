@@ -219,3 +219,23 @@ def test_the_image_matters_to_the_answer():
     first, _ = model(pixels, rows, return_logits=True)
     second, _ = model(255 - pixels, rows, return_logits=True)
     assert (first - second).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama], ids=lambda m: m.__name__)
+def test_evaluation_gives_the_same_numbers_packed_and_not_packed(llm):
+    model = build(llm=llm)
+    pixels, ids, labels = batch_of([(2, 1, 5), (0, 3, 1), (6, 0, 9)])
+    logits, targets = model(pixels, packed(ids, labels), return_logits=True)
+    apart = [
+        model(pixels[i : i + 1], packed(ids[i : i + 1], labels[i : i + 1]), return_logits=True)
+        for i in range(3)
+    ]
+    torch.testing.assert_close(torch.cat([x.logits for x in apart]), logits, rtol=1e-5, atol=1e-5)
+    assert torch.cat([x.targets for x in apart]).tolist() == targets.tolist()
+
+    unpacked = build(llm=lambda: llm())
+    unpacked.language_model.packs = unpacked.language_model._cuts_last_layer = False
+    unpacked.load_state_dict(model.state_dict())
+    unpacked.language_model.model.config._attn_implementation = "eager"
+    padded, _ = unpacked(pixels, packed(ids, labels), return_logits=True)
+    torch.testing.assert_close(padded, logits, rtol=1e-4, atol=1e-5)
