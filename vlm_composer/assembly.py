@@ -31,9 +31,10 @@ from vlm_composer.config import (
 )
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.features import Features, VisionSettings
 from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
 from vlm_composer.data.leftovers import claim_caches, die_with_parent
-from vlm_composer.data.stream import CheckedStream
+from vlm_composer.data.opening import open_dataset
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.frozen_blocks import compile_blocks
@@ -48,7 +49,6 @@ from vlm_composer.models.tower_loading import (
 )
 from vlm_composer.models.towers import LanguageModel, VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.ranks import run_on
 from vlm_composer.training.hardware import can_compile, storage_dtype
 
 log = logging.getLogger(__name__)
@@ -94,22 +94,7 @@ def assemble_model(
     Returns:
         The model, towers frozen.
     """
-    mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
-    vision_tower = VisionTower(
-        load_vision_model(
-            **_tower_options(config.vision_tower, device),
-            attn_implementation=config.vision_tower.attn_implementation,
-        ),
-        layer=config.vision_tower.layer,
-        image_size=config.vision_tower.image_size,
-        image_mean=mean,
-        image_std=std,
-    )
-    replicated_on_cpu = device == "cpu" and config.parallelism == "replicate"
-    if config.vision_tower.fuse_gelu is True or (
-        config.vision_tower.fuse_gelu == "auto" and replicated_on_cpu
-    ):
-        log.info("Linear layers with GELU in one: %d.", fuse_gelu(vision_tower.model))
+    vision_tower = assemble_vision_tower(config, device)
     language_model = LanguageModel(
         load_language_model(**_tower_options(config.language_model, device))
     )
@@ -125,6 +110,28 @@ def assemble_model(
         log.info("Compiled blocks: %s.", ", ".join(blocks) or "none is known in this model")
     connector = _assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
     return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
+
+
+def assemble_vision_tower(config: TrainConfig, device: str) -> VisionTower:
+    """Build the vision tower alone; arguments as for `assemble_model`."""
+    mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
+    tower = VisionTower(
+        load_vision_model(
+            **_tower_options(config.vision_tower, device),
+            attn_implementation=config.vision_tower.attn_implementation,
+        ),
+        layer=config.vision_tower.layer,
+        image_size=config.vision_tower.image_size,
+        image_mean=mean,
+        image_std=std,
+    )
+    if config.vision_tower.fuse_gelu is True or (
+        config.vision_tower.fuse_gelu == "auto"
+        and device == "cpu"
+        and config.parallelism == "replicate"
+    ):
+        log.info("Linear layers with GELU in one: %d.", fuse_gelu(tower.model))
+    return tower
 
 
 def _assemble_connector(config: TrainConfig, vision_dim: int, llm_dim: int) -> Connector:
@@ -159,10 +166,10 @@ def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
 
-def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
-    """Make what turns a record into tensors, for the tower's image size; no weight is read."""
+def vision_settings(config: TrainConfig) -> VisionSettings:
+    """Read how the vision tower sees an image; no weight is read."""
     tower = config.vision_tower
-    _, _, resample = preprocessor_settings(_preprocessor(tower))
+    mean, std, resample = preprocessor_settings(_preprocessor(tower))
     image_size = (
         tower.image_size
         or read_config(
@@ -175,8 +182,17 @@ def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
             tower.name,
             Resampling(resample).name,
         )
+    return VisionSettings(tower.layer, image_size, mean, std, resample, config.image_decoder)
+
+
+def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
+    """Make what turns a record into tensors, for the tower's image size; no weight is read."""
+    vision = vision_settings(config)
     return SampleEncoder(
-        template, image_size=image_size, resample=resample, image_decoder=config.image_decoder
+        template,
+        image_size=vision.image_size,
+        resample=vision.resample,
+        image_decoder=vision.image_decoder,
     )
 
 
@@ -252,36 +268,21 @@ def claim_data(config: TrainConfig) -> None:
     claim_caches(x.dataset.local for x in loaders if x.dataset.remote is not None)
 
 
+def features_of(train: DataSpec, evaluators: list[Evaluator]) -> list[Features]:
+    """Collect what the data sets say of their patches; data sets of images say nothing."""
+    loaders: list[Any] = [train.dataloader, *(e.dataloader.dataloader for e in evaluators)]
+    return [x.dataset.features for x in loaders if x.dataset.features is not None]
+
+
 def _open_dataset(
     config: TrainConfig, dataset: DatasetConfig, encoder: SampleEncoder, batch_size: int
 ) -> StreamingCaptions:
-    if dataset.remote is None and not (Path(dataset.local) / "index.json").is_file():
-        raise ValueError(
-            f"{dataset.local} holds no MDS shards (no index.json); write them with "
-            "`python -m convert`, or set `remote`"
-        )
-    stream = CheckedStream(
-        local=dataset.local,
-        remote=dataset.remote,
-        validate_hash=dataset.validate_hash,
-        download_timeout=dataset.download_timeout,
-        store_timeout=config.store_timeout,
-        check_at_start=dataset.cache_limit is not None,
+    captions = open_dataset(
+        dataset, encoder, batch_size=batch_size, store_timeout=config.store_timeout
     )
-    captions = StreamingCaptions(
-        encoder,
-        stream,
-        batch_size=batch_size,
-        shuffle=dataset.shuffle,
-        shuffle_algo=dataset.shuffle_algo,
-        shuffle_seed=dataset.shuffle_seed,
-        shuffle_block_size=dataset.shuffle_block_size,
-        num_canonical_nodes=dataset.num_canonical_nodes,
-        predownload=dataset.predownload,
-        cache_limit=dataset.cache_limit,
-    )
-    if dataset.remote is not None:
-        run_on(dist.get_local_rank() == 0, captions.check_disk)
+    if captions.features is not None:
+        captions.features.check_settings(vision_settings(config), dataset.remote or dataset.local)
+        captions.encoder = encoder.reading(captions.features)
     return captions
 
 

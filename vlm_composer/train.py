@@ -18,6 +18,7 @@ from vlm_composer.assembly import (
     assemble_template,
     assemble_train_loader,
     claim_data,
+    features_of,
 )
 from vlm_composer.config import TrainConfig
 from vlm_composer.ranks import on_rank_zero, run_on
@@ -26,7 +27,7 @@ from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.logging_setup import log_to_stderr
 from vlm_composer.training.preemption import EXIT_CODE, Preempted
 from vlm_composer.training.resumption import find_resumption, open_save_folder, resume
-from vlm_composer.training.towers_identity import identify_towers
+from vlm_composer.training.towers_identity import check_features, identify_towers
 from vlm_composer.training.trainer import build_trainer
 
 log = logging.getLogger("vlm_composer.train")  # not __name__: the launcher runs this as a script
@@ -65,6 +66,7 @@ def prepare(config: TrainConfig) -> Trainer:
     vlm = assemble_model(config, device, template.image_token_id)
     log_parts(vlm)
     towers = on_rank_zero(lambda: identify_towers(config, vlm))
+    check_features(features_of(train_data, evaluators), towers)
     trainer = build_trainer(
         config, vlm, train_data, evaluators, device, towers=towers, save_folder=save_folder
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vlm_composer.data.schema import IMAGE_KEYS
 from vlm_composer.models.packing import num_answer_tokens
 
 
@@ -13,18 +14,18 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of B samples.
 
     Tokens are few and what packs them is arithmetic: they stay on the host, as arrays, which
-    Composer leaves where they are. Only the pixels go to the device with the batch.
+    Composer leaves where they are. Only the images go to the device with the batch.
 
     Args:
         samples: As `SampleEncoder` returns them, in order.
 
     Returns:
-        `ids` (B names), `pixel_values` uint8 (B, 3, S, S), `input_ids` and `labels` (B int64 arrays
-        (T_i,) each), `num_cut` (B numbers of answer tokens that were cut).
+        `ids` (B names), `pixel_values` uint8 (B, 3, S, S) or `patches` (B, N, V), `input_ids` and
+        `labels` (B int64 arrays (T_i,) each), `num_cut` (B numbers of answer tokens that were cut).
     """
     return {
         "ids": [s["id"] for s in samples],
-        "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
+        **{key: torch.stack([s[key] for s in samples]) for key in IMAGE_KEYS if key in samples[0]},
         "input_ids": [s["input_ids"].numpy() for s in samples],
         "labels": [s["labels"].numpy() for s in samples],
         "num_cut": [s["num_cut"] for s in samples],

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from time import sleep
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from PIL import Image
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
@@ -19,10 +22,15 @@ from torch.utils.data import Dataset
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
 from vlm_composer.config import ImageDecoder
+from vlm_composer.data.features import FEATURES_FILE, Features
 from vlm_composer.data.images import decode_image
+from vlm_composer.data.schema import IMAGE_KEYS
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.outages import StoreError
+
+Encoder = Callable[[dict[str, Any]], dict[str, Any]]
+"""Turns a record into what a batch is made of."""
 
 
 class SampleEncoder:
@@ -47,6 +55,13 @@ class SampleEncoder:
         self.image_size = image_size
         self.resample = resample
         self.image_decoder = image_decoder
+        self.features: Features | None = None
+
+    def reading(self, features: Features | None) -> SampleEncoder:
+        """Return one like this for records that hold patches in place of images."""
+        encoder = copy.copy(self)
+        encoder.features = features
+        return encoder
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         r"""Encode a record.
@@ -57,25 +72,29 @@ class SampleEncoder:
 
         Returns:
             `{"id": "7", "pixel_values": uint8 (3, S, S), "input_ids": (T,), "labels": (T,),
-            "num_cut": 0}`.
+            "num_cut": 0}`. A record with `patches` gives `patches` (N, V) in place of the pixels.
 
         Raises:
             ValueError: The record cannot be encoded; the message names it.
         """
         try:
             text = self.template.encode(record["prompt"], record["answer"])
-            pixels = decode_image(
-                record["image"], self.image_size, self.resample, self.image_decoder
-            )
+            image = self._image(record)
         except ValueError as error:
             raise ValueError(f"sample {record['id']}: {error}") from error
         return {
             "id": record["id"],
-            "pixel_values": pixels,
+            **image,
             "input_ids": torch.tensor(text.input_ids),
             "labels": torch.tensor(text.labels),
             "num_cut": text.num_cut,
         }
+
+    def _image(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.features is not None:
+            return {"patches": self.features.decode(record["patches"])}
+        pixels = decode_image(record["image"], self.image_size, self.resample, self.image_decoder)
+        return {"pixel_values": pixels}
 
 
 class StreamingCaptions(StreamingDataset):
@@ -90,10 +109,20 @@ class StreamingCaptions(StreamingDataset):
         streaming: Keyword arguments of `streaming.StreamingDataset`.
     """
 
-    def __init__(self, encoder: SampleEncoder, stream: CheckedStream, **streaming: Any) -> None:
+    def __init__(self, encoder: Encoder, stream: CheckedStream, **streaming: Any) -> None:
         super().__init__(streams=[stream], **streaming)
         self.encoder = encoder
         self._failure: BaseException | None = None
+        self.features: Features | None = None
+        """What the patches are, where the records hold patches in place of images."""
+        if "patches" in self.columns:
+            self.features = Features.read(stream.fetch_beside(FEATURES_FILE))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of a record's fields."""
+        shard: Any = self.shards[0]
+        return list(shard.column_names)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -116,6 +145,15 @@ class StreamingCaptions(StreamingDataset):
                 f"{folder}: the cache needs {missing / 1e9:.1f} GB more and the disk has "
                 f"{free / 1e9:.1f} GB free; free some, or set dataset.cache_limit"
             )
+
+    def resample_streams(
+        self, epoch: int, stream_id: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Let features be shuffled as their images would be: by the images' shards."""
+        units, sample_ids = super().resample_streams(epoch, stream_id)
+        if self.features is not None:
+            units = np.array(self.features.shuffle_units, np.int64)
+        return units, sample_ids
 
     def __getitem__(self, at: Any) -> Any:
         """Return the encoded sample `at`."""
@@ -218,6 +256,11 @@ class CaptionsByIndex(Dataset[dict[str, Any]]):
         self.captions = captions
         self.image_shift = image_shift
 
+    @property
+    def features(self) -> Features | None:
+        """Those of the samples."""
+        return self.captions.features
+
     def __len__(self) -> int:
         return self.captions.num_samples
 
@@ -225,5 +268,5 @@ class CaptionsByIndex(Dataset[dict[str, Any]]):
         sample = self.captions[index]
         if self.image_shift:
             other = self.captions[(index + self.image_shift) % len(self)]
-            sample["pixel_values"] = other["pixel_values"]
+            sample |= {key: other[key] for key in IMAGE_KEYS if key in other}
         return sample

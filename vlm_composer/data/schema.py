@@ -12,6 +12,11 @@ MDS_COLUMNS = {"id": "str", "image": "bytes", "prompt": "str", "answer": "str"}
 """Column name → MDS encoding, one column for each field of :class:`Record`."""
 
 
+IMAGE_KEYS = ("pixel_values", "patches")
+"""Under which of these a sample and a batch hold the image: its pixels, or what the frozen vision
+tower made of them (see `features`)."""
+
+
 class Record(TypedDict):
     """One sample: an image and what is asked and answered about it.
 

@@ -69,6 +69,19 @@ class CheckedStream(Stream):
             )
         return super().get_shards(world, allow_unsafe_types)
 
+    def fetch_beside(self, basename: str) -> Path:
+        """Return the path of a JSON file beside the index; all ranks must call this.
+
+        As the index, it is downloaded anew where there is a remote.
+
+        Raises:
+            StoreError: It cannot be fetched.
+        """
+        if self.remote:
+            leads = World.detect().is_local_leader
+            run_on(leads, lambda: self._fetch(basename, _json_fault, basename))
+        return self._path(basename)
+
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """Say that no shard is there: one that is will be checked by `prepare_shard`."""
         cache_usage_per_shard[:] = 0
@@ -170,11 +183,18 @@ class CheckedStream(Stream):
         return self._store
 
 
-def _index_fault(path: Path) -> str | None:
+def _json_fault(path: Path) -> str | None:
     try:
-        index = json.loads(path.read_bytes())
+        json.loads(path.read_bytes())
     except ValueError as error:
         return f"it is no JSON ({error})"
+    return None
+
+
+def _index_fault(path: Path) -> str | None:
+    if fault := _json_fault(path):
+        return fault
+    index = json.loads(path.read_bytes())
     if not isinstance(index, dict) or not {"version", "shards"} <= index.keys():
         return "it has no version and shards"
     return None

@@ -14,7 +14,7 @@ from vlm_composer.models.vlm import VisionLanguageModel
 def caption_images(
     model: VisionLanguageModel,
     template: Template,
-    pixel_values: Tensor,
+    images: Tensor,
     prompt: str,
     *,
     max_new_tokens: int = 32,
@@ -24,7 +24,7 @@ def caption_images(
     Args:
         model: With its connector trained.
         template: The one of the training.
-        pixel_values: uint8 RGB (B, 3, S, S).
+        images: uint8 RGB (B, 3, S, S), or the vision tower's patches of them (B, N, V).
         prompt: Text with one `<image>`, the same for all images.
         max_new_tokens: Longest caption in tokens.
 
@@ -32,14 +32,14 @@ def caption_images(
         B captions, without end-of-text.
     """
     prompt_ids = torch.tensor(template.encode_prompt(prompt))
-    num_images = pixel_values.shape[0]
+    num_images = images.shape[0]
     rows = pack(
         [prompt_ids] * num_images,
         [torch.full_like(prompt_ids, IGNORE_INDEX)] * num_images,
         image_token_id=model.image_token_id,
-        device=pixel_values.device,
+        device=images.device,
     )
-    image_tokens = model.connector(model.vision_tower(pixel_values))
+    image_tokens = model.connector(model.patches_of(images))
     inputs_embeds = rows.pad(model.build_inputs_embeds(rows, image_tokens))
     eos_token_id = template.tokenizer.eos_token_id
     generated = model.language_model.generate(

@@ -17,8 +17,9 @@ from vlm_composer.models.packing import num_answer_tokens, pack
 from vlm_composer.models.vlm import AnswerLogits, AnswerLoss, VisionLanguageModel
 
 Batch = Mapping[str, Any]
-"""As `data.collate.collate` makes it: `pixel_values` uint8 (B, 3, S, S) on the device; `input_ids`
-and `labels`, B arrays (T_i,) on the host; `ids`, B names."""
+"""As `data.collate.collate` makes it: `pixel_values` uint8 (B, 3, S, S), or the vision tower's
+`patches` (B, N, V), on the device; `input_ids` and `labels`, B arrays (T_i,) on the host; `ids`, B
+names."""
 
 
 class ComposerVLM(ComposerModel):
@@ -73,17 +74,17 @@ class ComposerVLM(ComposerModel):
         return self._run(batch, return_logits=True) if outputs is None else outputs
 
     def _run(self, batch: Batch, **options: Any) -> Any:
-        pixel_values = batch["pixel_values"]
+        images = batch["patches"] if "patches" in batch else batch["pixel_values"]
         rows = pack(
             [torch.from_numpy(ids) for ids in batch["input_ids"]],
             [torch.from_numpy(labels) for labels in batch["labels"]],
             image_token_id=self.model.image_token_id,
-            device=pixel_values.device,
+            device=images.device,
             sample_ids=batch["ids"],
             split_prompts=self.cache_prompts,
         )
         with self._autocast():
-            return self.model(pixel_values, rows, **options)
+            return self.model(images, rows, **options)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Loss, perplexity and token accuracy over answer tokens, for evaluation only."""
@@ -104,7 +105,9 @@ class ComposerVLM(ComposerModel):
     def flops_per_batch(self, batch: Batch) -> float:
         """Operations of a training step on `batch`, for Composer's SpeedMonitor."""
         lengths = [len(ids) for ids in batch["input_ids"]]
-        return training_flops(self.model, lengths, num_answer_tokens(batch["labels"])).total
+        flops = training_flops(self.model, lengths, num_answer_tokens(batch["labels"]))
+        # A tower that is not run is not counted.
+        return flops.total - (flops.vision_tower if "patches" in batch else 0)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:

@@ -1,7 +1,7 @@
 """The vision-language model: images and packed token rows in, the answers' loss out.
 
-Shape suffixes: N tokens of all samples, S image side, K tokens an image, I images, M image tokens,
-D LLM width, A answer tokens.
+Shape suffixes: N tokens of all samples, K tokens an image, I images, M image tokens, D LLM width, A
+answer tokens.
 """
 
 from __future__ import annotations
@@ -72,25 +72,44 @@ class VisionLanguageModel(nn.Module):
         self.image_token_id = image_token_id
 
     def forward(
-        self, pixel_values_I3SS: Tensor, rows: PackedRows, *, return_logits: bool = False
+        self, images: Tensor, rows: PackedRows, *, return_logits: bool = False
     ) -> AnswerLoss | AnswerLogits:
         """Predict the answers.
 
         Args:
-            pixel_values_I3SS: uint8 RGB images (I, 3, S, S), one a sample, in the samples' order.
+            images: uint8 RGB (I, 3, S, S), one a sample, in the samples' order; or what the vision
+                tower made of them before, (I, patches, vision width).
             rows: The samples' tokens and answers.
             return_logits: Return the logits, for metrics, in place of the loss.
 
         Returns:
             The loss, or logits and targets, of the A answer tokens. A may be 0.
         """
-        image_tokens_IKD = self.connector(self.vision_tower(pixel_values_I3SS))
+        image_tokens_IKD = self.connector(self.patches_of(images))
         inputs_embeds_ND = self.build_inputs_embeds(rows, image_tokens_IKD)
         hidden_AD = self.language_model.decode(inputs_embeds_ND, rows)
         if return_logits:
             return AnswerLogits(self.language_model.head(hidden_AD), rows.targets)
         total = self.language_model.head(hidden_AD, rows.targets)
         return AnswerLoss(total, len(rows.targets))
+
+    def patches_of(self, images: Tensor) -> Tensor:
+        """Return the vision tower's patches of pixels (I, 3, S, S); patches stay as they are.
+
+        Patches that the tower made before (see `data.features`) need no second pass.
+
+        Raises:
+            ValueError: They are not as many or as wide as the tower's.
+        """
+        tower = self.vision_tower
+        if images.ndim == 4:
+            return tower(images)
+        if images.shape[1:] != (tower.num_patches, tower.hidden_size):
+            raise ValueError(
+                f"patches of shape {tuple(images.shape)}: this vision tower makes "
+                f"(images, {tower.num_patches}, {tower.hidden_size})"
+            )
+        return images
 
     def build_inputs_embeds(
         self,

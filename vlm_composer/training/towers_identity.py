@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import xxhash
 from torch import nn
 
-from vlm_composer.config import TrainConfig
+from vlm_composer.config import TowerConfig, TrainConfig
+from vlm_composer.data.features import Features, FeaturesError
+from vlm_composer.models.towers import LanguageModel, VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.checkpoint_file import CheckpointError, hash_tensor
 from vlm_composer.training.trained_weights import clean_name, whole
@@ -24,17 +27,19 @@ _VOLATILE = ("transformers_version", "torch_dtype", "architectures")
 def identify_towers(config: TrainConfig, model: VisionLanguageModel) -> Identity:
     """Hash the configurations and weights of both towers."""
     return {
-        key: {
-            "name": tower.name,
-            "revision": tower.revision,
-            "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-            "config_hash": _hash_config(module.model.config, getattr(tower, "image_size", None)),
-            "weights_hash": hash_weights(module),
-        }
-        for key, tower, module in (
-            ("vision_tower", config.vision_tower, model.vision_tower),
-            ("language_model", config.language_model, model.language_model),
-        )
+        "vision_tower": identify_tower(config.vision_tower, model.vision_tower),
+        "language_model": identify_tower(config.language_model, model.language_model),
+    }
+
+
+def identify_tower(tower: TowerConfig, module: VisionTower | LanguageModel) -> dict[str, Any]:
+    """Hash the configuration and weights of a tower."""
+    return {
+        "name": tower.name,
+        "revision": tower.revision,
+        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+        "config_hash": _hash_config(module.model.config, getattr(tower, "image_size", None)),
+        "weights_hash": hash_weights(module),
     }
 
 
@@ -56,14 +61,35 @@ def check_towers(saved: Identity, here: Identity, path: object) -> None:
         CheckpointError: Dtype, configuration or weights of a tower are not those of the checkpoint.
     """
     for tower, ours in here.items():
-        theirs = saved[tower]
-        for key in ("dtype", "config_hash", "weights_hash"):
-            if theirs[key] != ours[key]:
-                raise CheckpointError(
-                    f"{path} was trained with another {tower}: {key} {theirs[key]} "
-                    f"({_names(theirs)}), this run has {ours[key]} ({_names(ours)}); "
-                    "use the same tower, or train a new connector"
-                )
+        if difference := _difference(saved[tower], ours):
+            raise CheckpointError(
+                f"{path} was trained with another {tower}: {difference}; "
+                "use the same tower, or train a new connector"
+            )
+
+
+def check_features(features: Iterable[Features], here: Identity) -> None:
+    """Refuse features that another vision tower made.
+
+    Raises:
+        FeaturesError: Dtype, configuration or weights of the tower are not those of the features.
+    """
+    for theirs in features:
+        if difference := _difference(theirs.vision_tower, here["vision_tower"]):
+            raise FeaturesError(
+                f"the data set's features are of another vision_tower: {difference}; use the same "
+                "tower, or write features of this one with `python -m convert.features`"
+            )
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """Say in what two identities differ; None where they do not."""
+    for key in ("dtype", "config_hash", "weights_hash"):
+        if theirs[key] != ours[key]:
+            return (
+                f"{key} {theirs[key]} ({_names(theirs)}), this run has {ours[key]} ({_names(ours)})"
+            )
+    return None
 
 
 def _names(identity: dict[str, Any]) -> str:

@@ -1,0 +1,139 @@
+"""Patches of the frozen vision tower in place of images: how they are stored, and whose they are.
+
+`python -m convert.features` writes them as MDS shards: id, prompt, answer and `patches` (N, V).
+Beside the shards of a side stands `features.json`, a :class:`Features`: what reads the bytes, and
+what training compares with its own vision tower before it trusts them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlm_composer.config import ImageDecoder
+
+FEATURES_FILE = "features.json"
+"""Name of the file beside the shards."""
+
+FeatureDtype = Literal["bf16", "fp16", "fp32"]
+
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_STORED = {"bf16": "uint16", "fp16": "float16", "fp32": "float32"}
+"""numpy has no bf16: its bits are stored."""
+
+
+class FeaturesError(ValueError):
+    """Features are not those of this run, or no features at all."""
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """How a yaml's vision tower sees an image: all that its weights do not say."""
+
+    layer: int
+    """Whose output is taken."""
+    image_size: int
+    """Side in pixels."""
+    image_mean: tuple[float, ...]
+    """Of each channel, for pixels in [0, 1]."""
+    image_std: tuple[float, ...]
+    """Of each channel, for pixels in [0, 1]."""
+    resample: int
+    """PIL's filter."""
+    image_decoder: ImageDecoder
+    """Who decodes and scales."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the patches of a data set are."""
+
+    vision_tower: dict[str, Any]
+    """Identity of the tower that made them, see `training.towers_identity`."""
+    settings: VisionSettings
+    dtype: FeatureDtype
+    num_patches: int
+    """Patches an image (N)."""
+    hidden_size: int
+    """Width of a patch (V)."""
+    shuffle_units: list[int]
+    """Samples of each shard of the images. streaming shuffles shard by shard: with these in place
+    of its own shards' the order of training is that of the images."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a `features.json`.
+
+        Raises:
+            FeaturesError: It is none.
+            OSError: It cannot be read.
+        """
+        try:
+            entries = json.loads(path.read_bytes())
+            settings: dict[str, Any] = entries.pop("settings")
+            for key in ("image_mean", "image_std"):
+                settings[key] = tuple(settings[key])
+            features = cls(settings=VisionSettings(**settings), **entries)
+            if features.dtype not in get_args(FeatureDtype):
+                raise ValueError(f"dtype {features.dtype!r}")
+            return features
+        except (ValueError, TypeError, KeyError) as error:
+            raise FeaturesError(
+                f"{path} does not describe features ({error!r}); write them again with "
+                "`python -m convert.features`"
+            ) from error
+
+    def to_json(self) -> str:
+        """The text of `features.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a sample's patches."""
+        return self.num_patches * self.hidden_size * _TORCH[self.dtype].itemsize
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column name → MDS encoding."""
+        shape = f"{self.num_patches},{self.hidden_size}"
+        patches = f"ndarray:{_STORED[self.dtype]}:{shape}"
+        return {"id": "str", "patches": patches, "prompt": "str", "answer": "str"}
+
+    def encode(self, patches: Tensor) -> NDArray[Any]:
+        """Round patches (B, N, V) to the dtype and give what a shard stores, on the CPU."""
+        rounded = patches.to(_TORCH[self.dtype]).cpu()
+        if rounded.dtype == torch.bfloat16:
+            rounded = rounded.view(torch.int16)
+        return rounded.numpy().view(_STORED[self.dtype])
+
+    def decode(self, stored: NDArray[Any]) -> Tensor:
+        """Give the patches (N, V) that a shard stores, in the dtype."""
+        values = stored.copy()  # what streaming gives may not be written to, which torch warns of
+        if self.dtype == "bf16":
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(values)
+
+    def check_settings(self, here: VisionSettings, place: object) -> None:
+        """Refuse features of images that this run would look at in another way.
+
+        Args:
+            here: This run's.
+            place: Where the features are, for the message.
+
+        Raises:
+            FeaturesError: A setting differs.
+        """
+        for key in (field.name for field in fields(here)):
+            theirs, ours = getattr(self.settings, key), getattr(here, key)
+            if theirs != ours:
+                raise FeaturesError(
+                    f"{place} holds features of another vision tower: {key} {theirs}, this run "
+                    f"has {ours}; use the same, or write features for this one"
+                )
