@@ -20,7 +20,7 @@ from convert.record import read_record
 from convert.sources import LlavaJson, Source
 from convert.split import SIDES, Side, assign_sides, exact
 from convert.summary import Spread, Summary
-from convert.writer import RejectLog, ShardWriter
+from convert.writer import RejectLog, ShardWriter, publish_data_set
 
 
 def convert_llava(
@@ -100,13 +100,8 @@ def convert_llava(
             delete_shards(destination)
             raise
 
-        # From here on it is a data set. Index files go last, and the summary after them.
-        for writer in writers.values():
-            writer.finish()
-        destination.wait()
-        for writer in writers.values():
-            writer.publish_index()
-        destination.wait()
+        # From here on it is a data set. The summary goes last.
+        publish_data_set(destination, writers)
         summary = Summary(
             source_items=len(source),
             samples_in=samples_in,

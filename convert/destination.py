@@ -22,7 +22,7 @@ from vlm_composer.storage import open_store
 
 SUMMARY = "summary.json"
 REJECTS = "rejects.jsonl"
-_DATA_SET = re.compile(r"(train|eval)/(index\.json|shard\.\d+\.mds)")
+_DATA_SET = re.compile(r"(train|eval)/(index\.json|features\.json|shard\.\d+\.mds)")
 
 _UPLOAD_THREADS = 4
 _PATIENCE = 60.0

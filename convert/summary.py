@@ -7,8 +7,8 @@ from importlib.metadata import version
 from typing import Any, Self
 
 
-def _versions() -> dict[str, str]:
-    packages = ("vlm-composer", "mosaicml-streaming", "pillow", "numpy")
+def _versions(*more: str) -> dict[str, str]:
+    packages = ("vlm-composer", "mosaicml-streaming", "pillow", "numpy", *more)
     return {package: version(package) for package in packages}
 
 
@@ -56,6 +56,34 @@ class Summary:
     """What the conversion was called with: with the source, all it takes to repeat it."""
 
     versions: dict[str, str] = field(default_factory=_versions)
+
+    def to_json(self) -> str:
+        """The text of summary.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class FeatureSummary:
+    """The numbers of a finished pass over the images."""
+
+    train: int
+    eval: int
+
+    shards: dict[str, int]
+    """Shards of each side that was written."""
+
+    bytes: int
+    """Bytes of all shards."""
+
+    seconds: float
+
+    sources: dict[str, dict[str, Any]]
+    """Of each side: where its images were read, how many there are, and a hash of their index."""
+
+    settings: dict[str, Any]
+    """The training yaml, with its overrides and defaults."""
+
+    versions: dict[str, str] = field(default_factory=lambda: _versions("torch", "transformers"))
 
     def to_json(self) -> str:
         """The text of summary.json."""

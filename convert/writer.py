@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.destination import Destination
 from convert.errors import Reason, Rejected
 from convert.split import Side
-from vlm_composer.data.schema import MDS_COLUMNS, Record
+from vlm_composer.data.schema import MDS_COLUMNS
 
 HASHES = ["sha1", "xxh64"]
 """Of every shard: one that every reader has, and a fast one."""
@@ -25,16 +26,23 @@ class ShardWriter:
         destination: Where the side's folder is.
         side: "train" or "eval".
         size_limit: Bytes of a shard.
+        columns: Column name → MDS encoding.
     """
 
-    def __init__(self, destination: Destination, side: Side, size_limit: int) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        side: Side,
+        size_limit: int,
+        columns: Mapping[str, str] = MDS_COLUMNS,
+    ) -> None:
         from streaming import MDSWriter  # takes seconds: it imports torch
 
         self._destination = destination
         self._side = side
         self._size_limit = size_limit
         self._mds = MDSWriter(
-            columns=MDS_COLUMNS,
+            columns=dict(columns),
             out=str(destination.folder / side),
             hashes=HASHES,
             size_limit=size_limit,
@@ -47,8 +55,11 @@ class ShardWriter:
         """Bytes of the shards written so far."""
         return sum(shard["raw_data"]["bytes"] for shard in self._mds.shards)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Adds a sample.
+
+        Args:
+            record: A value for every column.
 
         Raises:
             Rejected: If it is larger than a shard. MDSWriter would write an empty shard before it.
@@ -76,6 +87,30 @@ class ShardWriter:
         for shard in self._mds.shards[self.num_shards :]:
             self._destination.publish(f"{self._side}/{shard['raw_data']['basename']}")
             self.num_shards += 1
+
+
+def publish_data_set(
+    destination: Destination,
+    writers: Mapping[Side, ShardWriter],
+    beside: Mapping[Side, Mapping[str, str]] | None = None,
+) -> None:
+    """Makes a data set of what was written: the last shards, then what stands beside them, then the
+    index files, each once all before it is there.
+
+    Args:
+        destination: Where.
+        writers: Those of its sides.
+        beside: For each side, name and text of files that stand beside its index.
+    """
+    for side, writer in writers.items():
+        writer.finish()
+        for name, text in (beside or {}).get(side, {}).items():
+            (destination.folder / side / name).write_text(text, encoding="utf-8")
+            destination.publish(f"{side}/{name}")
+    destination.wait()
+    for writer in writers.values():
+        writer.publish_index()
+    destination.wait()
 
 
 class RejectLog:

@@ -107,8 +107,17 @@ class Features:
         return {"id": "str", "patches": patches, "prompt": "str", "answer": "str"}
 
     def encode(self, patches: Tensor) -> NDArray[Any]:
-        """Round patches (B, N, V) to the dtype and give what a shard stores, on the CPU."""
+        """Round patches (B, N, V) to the dtype and give what a shard stores, on the CPU.
+
+        Raises:
+            FeaturesError: A value is too large for the dtype, or not finite at all.
+        """
         rounded = patches.to(_TORCH[self.dtype]).cpu()
+        if not rounded.isfinite().all():
+            raise FeaturesError(
+                f"patches of up to {patches.abs().max().item():.3g} are not finite in "
+                f"{self.dtype}; bf16 and fp32 hold the largest numbers"
+            )
         if rounded.dtype == torch.bfloat16:
             rounded = rounded.view(torch.int16)
         return rounded.numpy().view(_STORED[self.dtype])

@@ -1,0 +1,265 @@
+"""The pass that makes features: image shards through the frozen vision tower, to MDS shards.
+
+It is the one part of `convert/` that needs model code: it builds the vision tower as training does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import reproducibility
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from convert.destination import SUMMARY, claim, open_destination
+from convert.errors import ConversionError, Rejected
+from convert.feature_plan import check_space, plan_features
+from convert.split import Side
+from convert.summary import FeatureSummary
+from convert.writer import ShardWriter, publish_data_set
+from vlm_composer.assembly import assemble_vision_tower, claim_data, vision_settings
+from vlm_composer.config import DatasetConfig, TrainConfig
+from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.features import (
+    FEATURES_FILE,
+    FeatureDtype,
+    Features,
+    FeaturesError,
+    VisionSettings,
+)
+from vlm_composer.data.images import decode_image
+from vlm_composer.data.leftovers import die_with_parent
+from vlm_composer.data.opening import open_dataset
+from vlm_composer.models.towers import VisionTower
+from vlm_composer.training.hardware import choose_device
+from vlm_composer.training.towers_identity import identify_tower
+
+_DTYPES: dict[torch.dtype, FeatureDtype] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+}
+
+
+def make_features(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    dtype: FeatureDtype | None = None,
+    device: str | None = None,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    size_limit: int = 1 << 26,
+    show_progress: bool = True,
+) -> FeatureSummary | None:
+    """Runs the vision tower of a training yaml over its data, and writes the patches as MDS shards.
+
+    First prints what they take and when they pay. Writes `out`/train and, where the yaml has an
+    eval_loader, `out`/eval, with the same samples in the same order and a `features.json` each;
+    and, when all else is there, `out`/summary.json.
+
+    Args:
+        config: The training yaml; its data sets are of images.
+        out: A folder or a URL, as for `convert_llava`.
+        dtype: What patches are rounded to; None keeps them as the tower gives them.
+        device: "cpu" or "gpu"; None takes the yaml's choice.
+        batch_size: Images the tower sees at a time.
+        overwrite: Delete a data set that `out` already holds.
+        dry_run: Only print.
+        size_limit: Bytes of a shard.
+        show_progress: Show a progress bar on stderr.
+
+    Returns:
+        What summary.json says; None of a dry run.
+
+    Raises:
+        ConversionError: The data are features already, `out` holds them or a data set, it has no
+            room, an upload fails, or patches do not fit `dtype`.
+        ValueError: An image or a setting is wrong.
+        OSError: Something cannot be read or written.
+    """
+    started, out = time.monotonic(), os.fspath(out)
+    device = choose_device(device or config.device)
+    sources = _sources(config)
+    _check_apart(sources, out)
+    claim_data(config)
+    settings = vision_settings(config)
+    sides = {side: _open_images(config, source, settings) for side, source in sources.items()}
+
+    reproducibility.seed_all(config.seed)  # a tower with random weights is then training's
+    with torch.device("meta") if dry_run else torch.device("cpu"):
+        tower = assemble_vision_tower(config, device)
+    written = {
+        side: Features(
+            vision_tower={} if dry_run else identify_tower(config.vision_tower, tower),
+            settings=settings,
+            dtype=dtype or _DTYPES[next(tower.parameters()).dtype],
+            num_patches=tower.num_patches,
+            hidden_size=tower.hidden_size,
+            shuffle_units=[shard.samples for shard in captions.shards],
+        )
+        for side, captions in sides.items()
+    }
+    planned = plan_features(config, written["train"], sides)
+    print(planned.describe())
+    check_space(planned.feature_bytes, out, overwrite)
+    if dry_run:
+        return None
+
+    tower.to("cuda" if device == "gpu" else "cpu")
+    with closing(open_destination(out)) as destination:
+        claim(destination, overwrite)
+        writers: dict[Side, ShardWriter] = {}
+        with _progress(planned.num_samples, show_progress) as progress:
+            for side, captions in sides.items():
+                writer = ShardWriter(destination, side, size_limit, written[side].columns)
+                writers[side] = writer
+                loader = _load(captions, config, batch_size, device)
+                for record in _records(loader, tower, written[side]):
+                    try:
+                        writer.write(record)
+                    except Rejected as rejected:
+                        raise ConversionError(f"sample {record['id']}: {rejected}") from rejected
+                    progress.update()
+        beside = {side: {FEATURES_FILE: features.to_json()} for side, features in written.items()}
+        publish_data_set(destination, writers, beside)
+        summary = FeatureSummary(
+            train=writers["train"].num_samples,
+            eval=writers["eval"].num_samples if "eval" in writers else 0,
+            shards={side: writer.num_shards for side, writer in writers.items()},
+            bytes=sum(writer.num_bytes for writer in writers.values()),
+            seconds=round(time.monotonic() - started, 3),
+            sources={
+                side: {"from": sources[side].remote or sources[side].local, **captions.fingerprint}
+                for side, captions in sides.items()
+            },
+            settings=asdict(config),
+        )
+        (destination.folder / SUMMARY).write_text(summary.to_json(), encoding="utf-8")
+        destination.publish(SUMMARY)
+        destination.wait()
+    return summary
+
+
+def _sources(config: TrainConfig) -> dict[Side, DatasetConfig]:
+    sources: dict[Side, DatasetConfig] = {"train": config.train_loader.dataset}
+    if config.eval_loader is not None:
+        sources["eval"] = config.eval_loader.dataset
+    return sources
+
+
+def _check_apart(sources: dict[Side, DatasetConfig], out: str) -> None:
+    """Refuse to write over what is read, or over a cache of it."""
+    for side, source in sources.items():
+        for place in filter(None, (source.local, source.remote)):
+            if _normal(place) in {_normal(f"{out.rstrip('/')}/{s}") for s in ("train", "eval")}:
+                raise ConversionError(
+                    f"{out} would overwrite {place}, where the images of {side} are read: write "
+                    "the features to another place"
+                )
+
+
+def _normal(place: str) -> str:
+    return place.rstrip("/") if "://" in place else os.path.realpath(place)
+
+
+def _open_images(
+    config: TrainConfig, source: DatasetConfig, settings: VisionSettings
+) -> StreamingCaptions:
+    captions = open_dataset(
+        source, _ImageDecoder(settings), batch_size=1, store_timeout=config.store_timeout
+    )
+    if captions.features is not None:
+        raise ConversionError(
+            f"{source.remote or source.local} holds features already: give the yaml's images"
+        )
+    return captions
+
+
+class _ImageDecoder:
+    """Decodes a record's image and leaves its text as it is.
+
+    Args:
+        settings: How the tower sees it.
+    """
+
+    def __init__(self, settings: VisionSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return id, prompt and answer, and `pixel_values` uint8 (3, S, S)."""
+        size, resample = self.settings.image_size, self.settings.resample
+        try:
+            pixels = decode_image(record["image"], size, resample, self.settings.image_decoder)
+        except ValueError as error:
+            raise ValueError(f"sample {record['id']}: {error}") from error
+        text = {key: record[key] for key in ("id", "prompt", "answer")}
+        return {**text, "pixel_values": pixels}
+
+
+class _InOrder(Dataset[dict[str, Any]]):
+    """The samples of a StreamingDataset by index: its own iteration deals them to workers."""
+
+    def __init__(self, captions: StreamingCaptions) -> None:
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return self.captions.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.captions[index]
+
+
+def _load(
+    captions: StreamingCaptions, config: TrainConfig, batch_size: int, device: str
+) -> DataLoader[Any]:
+    return DataLoader(
+        _InOrder(captions),
+        batch_size=batch_size,
+        num_workers=config.train_loader.num_workers,
+        worker_init_fn=die_with_parent,
+        collate_fn=_collate,
+        pin_memory=device == "gpu",
+    )
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "pixel_values": torch.stack([sample.pop("pixel_values") for sample in samples]),
+        "text": samples,
+    }
+
+
+def _records(
+    loader: DataLoader[Any], tower: VisionTower, features: Features
+) -> Iterator[dict[str, Any]]:
+    """Gives a record for every sample of a loader, in its order."""
+    device = tower.image_mean.device
+    for batch in loader:
+        patches = tower(batch["pixel_values"].to(device, non_blocking=True))
+        try:
+            stored = features.encode(patches)
+        except FeaturesError as error:
+            ids = ", ".join(text["id"] for text in batch["text"])
+            raise ConversionError(f"one of the samples {ids}: {error}") from error
+        for text, values in zip(batch["text"], stored, strict=True):
+            yield {**text, "patches": values}
+
+
+def _progress(total: int, show: bool) -> Any:
+    return tqdm(
+        desc="features",
+        total=total,
+        unit=" samples",
+        disable=not show,
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file wants few lines
+    )
