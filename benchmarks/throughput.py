@@ -109,8 +109,8 @@ class Bench:
 
     def speed(self) -> list[Row]:
         """Ours against Hugging Face, against the matrix products, and against a bare loop."""
-        tell("starting the contenders and warming them up, which compiles")
         contenders: dict[str, Contender] = {}
+        chunks: dict[str, list[Chunk]] = {}
         compiled = {"compile_backend": self.effort.compile_backend}
         try:
             for name, target, size, options in (
@@ -121,11 +121,9 @@ class Bench:
                 ("ours 16", train_ours, LARGE, {}),
             ):
                 contenders[name] = contender = self._contender(name, target, size, **options)
-                # One after the other: streaming 0.13 does not bear two that start at once, which
-                # take the same name for their shared memory.
+                tell(f"warming up {name}")  # one by one: together they take several times as long
                 contender.result()
-                contender.give(Order(WARM_UP))  # while the others start: it is not timed
-            chunks = {name: [contender.result()] for name, contender in contenders.items()}
+                chunks[name] = [contender.run(WARM_UP)]
             peaks, steps = [], {SMALL: 2, LARGE: 1}
             for number in range(self.effort.rounds):
                 tell(f"round {number + 1} of {self.effort.rounds}")

@@ -182,7 +182,13 @@ class StreamingCaptions(StreamingDataset):
         return super().get_item(sample_id, retry)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetch and check a shard; where that fails, let other workers see it fail as well."""
+        """Fetch and check a shard; where that fails, let other workers see it fail as well.
+
+        streaming asks for the shard of every sample, and takes a lock on a file each time. Without
+        a `cache_limit` a shard that is there stays there.
+        """
+        if self.cache_limit is None and self._is_local(shard_id):
+            return
         try:
             super().prepare_shard(shard_id, blocking)
         except Exception:
