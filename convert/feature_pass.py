@@ -38,7 +38,7 @@ from vlm_composer.data.features import (
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.leftovers import die_with_parent
 from vlm_composer.data.opening import open_dataset
-from vlm_composer.models.towers import VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.towers_identity import identify_tower
 

@@ -39,6 +39,7 @@ from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.frozen_blocks import compile_blocks
 from vlm_composer.models.fused_gelu import fuse_gelu
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.tower_loading import (
@@ -47,7 +48,7 @@ from vlm_composer.models.tower_loading import (
     load_vision_model,
     read_config,
 )
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.hardware import can_compile, storage_dtype
 

@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.flops import training_flops
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 
 

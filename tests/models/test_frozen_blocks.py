@@ -9,7 +9,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from tiny import packed, tiny_llama, tiny_qwen3
 from vlm_composer.models.frozen_blocks import FrozenRMSNorm, FrozenSwiGLU, compile_blocks
-from vlm_composer.models.towers import LanguageModel
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.training import hardware
 
 LENGTHS = [(5, 9, 1), (2,), (4, 4), (2, 30)]

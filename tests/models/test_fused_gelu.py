@@ -8,7 +8,7 @@ from torch import nn
 
 from tiny import tiny_dinov2, tiny_siglip
 from vlm_composer.models.fused_gelu import GELULinear, fuse_gelu
-from vlm_composer.models.towers import VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])

@@ -17,9 +17,9 @@ from transformers import (
 
 from tiny import IMAGE, packed, tiny_llama, tiny_qwen3
 from vlm_composer.models import packed_attention
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.packing import IGNORE_INDEX, pack
 from vlm_composer.models.prompt_cache import PromptCache
-from vlm_composer.models.towers import LanguageModel
 
 SMALL = {
     "vocab_size": 300,

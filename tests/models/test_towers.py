@@ -8,12 +8,13 @@ from transformers import AutoModel, AutoModelForCausalLM, SiglipImageProcessor
 
 from tiny import packed, save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.images import decode_image
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.tower_loading import (
     load_language_model,
     load_vision_model,
     read_config,
 )
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 
 
 def load_vision(folder, dtype=torch.float32, **options):

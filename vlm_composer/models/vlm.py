@@ -12,8 +12,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.packing import PackedRows
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 
 
 class AnswerLoss(NamedTuple):

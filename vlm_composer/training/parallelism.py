@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_composer.config import FSDPConfig
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 
 

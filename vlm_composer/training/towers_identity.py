@@ -11,7 +11,8 @@ from torch import nn
 
 from vlm_composer.config import TowerConfig, TrainConfig
 from vlm_composer.data.features import Features, FeaturesError
-from vlm_composer.models.towers import LanguageModel, VisionTower
+from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.checkpoint_file import CheckpointError, hash_tensor
 from vlm_composer.training.trained_weights import clean_name, whole

@@ -1,0 +1,33 @@
+"""What the frozen towers have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Frozen(nn.Module):
+    """A module without gradients that stays in eval mode whatever its parent does."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        del mode
+        super().train(False)
+        return self
+
+
+def in_own_dtype(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off where the weights are stored in low precision already.
+
+    Autocast would run the norms of a bf16 tower in fp32 and hand fp32 activations from layer to
+    layer.
+    """
+    if weight.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)

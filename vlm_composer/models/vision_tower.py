@@ -1,0 +1,146 @@
+"""The frozen vision tower: any Hugging Face vision transformer, for its patches.
+
+It is kept free of what is never run: pooling heads, layers above the chosen one. `tower_loading`
+makes the models that it takes.
+
+Shape suffixes: B images, S image side, N patches, V vision width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlm_composer.models.frozen import Frozen, in_own_dtype
+
+
+class VisionTower(Frozen):
+    """Patches of one layer of a frozen vision transformer.
+
+    Args:
+        model: A Hugging Face vision model whose forward takes `pixel_values` (B, 3, S, S).
+        layer: Whose output to take. -1 is the model's last hidden state, after its final norm. Any
+            other index is that of Hugging Face's `hidden_states` (0 the embeddings, k the output of
+            the k-th layer, negative from the end, so -2 is the last layer but one), before the
+            final norm, as LLaVA's `vision_feature_layer`. Layers above it are removed.
+        image_size: Side S in pixels; None takes the model's own.
+        image_mean: Mean of each channel, for pixels in [0, 1].
+        image_std: Standard deviation of each channel, for pixels in [0, 1].
+
+    Raises:
+        ValueError: The layer does not exist, or the model has no stack of layers or final norm that
+            could be cut.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        layer: int = -1,
+        image_size: int | None = None,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.model: Any = model  # torch types every attribute of a module as a tensor or a module
+        config = model.config
+        self.image_size: int = image_size or config.image_size
+        if self.image_size < config.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is less than one patch of {config.patch_size} pixels"
+            )
+        self.num_patches: int = (self.image_size // config.patch_size) ** 2
+        self.hidden_size: int = config.hidden_size
+        self._resized = self.image_size != config.image_size
+        _drop_pooling(model)
+        if layer != -1:
+            _keep_layers(model, layer)
+        # fp32 whatever the tower's dtype: pixels are normalised before they are cast.
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+        self.freeze()
+
+    def forward(self, pixel_values_B3SS: Tensor) -> Tensor:
+        """Return patches (B, N, V) of uint8 RGB pixels (B, 3, S, S), in the tower's dtype.
+
+        Raises:
+            ValueError: The images are not of the tower's size, or the model gives fewer tokens than
+                the image has patches.
+        """
+        if pixel_values_B3SS.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values_B3SS.shape)}: this tower takes "
+                f"(B, 3, {self.image_size}, {self.image_size})"
+            )
+        with torch.inference_mode():
+            patches_BNV = self._patches(pixel_values_B3SS)
+        return patches_BNV.clone()  # autograd takes no tensor of inference mode
+
+    def _patches(self, pixel_values_B3SS: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        normalised = (pixel_values_B3SS.float() / 255 - self.image_mean) / self.image_std
+        # DINOv2 always interpolates its positions to the image; SigLIP, CLIP and ViT must be asked
+        # to.
+        resize = {"interpolate_pos_encoding": True} if self._resized and self._must_ask() else {}
+        with in_own_dtype(weight):
+            hidden = self.model(normalised.to(weight.dtype), **resize).last_hidden_state
+        num_prefix = hidden.shape[1] - self.num_patches  # class and register tokens come first
+        if num_prefix < 0:
+            raise ValueError(
+                f"{type(self.model).__name__} gave {hidden.shape[1]} tokens for {self.num_patches} "
+                "patches: a model that pools its patches cannot be used"
+            )
+        return hidden[:, num_prefix:]
+
+    def _must_ask(self) -> bool:
+        return not self.model.config.model_type.startswith("dinov2")
+
+
+def _drop_pooling(model: nn.Module) -> None:
+    """Remove the head of SigLIP or the pooler of ViT, which make one vector of the patches."""
+    module: Any
+    for module in list(model.modules()):
+        if getattr(module, "use_head", False):
+            module.use_head = False
+            del module.head
+        if isinstance(getattr(module, "pooler", None), nn.Module):
+            module.pooler = None
+
+
+def _keep_layers(model: PreTrainedModel, layer: int) -> None:
+    """Cut the stack so that `last_hidden_state` is `hidden_states[layer]` of the whole model."""
+    depth: int = model.config.num_hidden_layers
+    keep = layer if layer >= 0 else depth + 1 + layer
+    if not 0 <= keep <= depth:
+        raise ValueError(
+            f"layer {layer}: a model of {depth} layers has hidden states {-depth - 1} to {depth}"
+        )
+    stacks = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    norms = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if name in ("post_layernorm", "layernorm")
+        and any(n == "encoder" for n, _ in module.named_children())
+    ]
+    if len(stacks) != 1 or len(norms) != 1:
+        raise ValueError(
+            f"layer {layer}: cannot cut {type(model).__name__}: found {len(stacks)} stacks of "
+            f"{depth} layers and {len(norms)} final norms, need one of each; use layer -1"
+        )
+    (parent, name), (norm_parent, norm_name) = stacks[0], norms[0]
+    setattr(parent, name, getattr(parent, name)[:keep])
+    setattr(norm_parent, norm_name, nn.Identity())
+    model.config.num_hidden_layers = keep
