@@ -5,12 +5,13 @@ It is the one part of `convert/` that needs model code: it builds the vision tow
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +96,19 @@ def make_features(
     settings = vision_settings(config)
     sides = {side: _open_images(config, source, settings) for side, source in sources.items()}
 
-    reproducibility.seed_all(config.seed)  # a tower with random weights is then training's
-    with torch.device("meta") if dry_run else torch.device("cpu"):
-        tower = assemble_vision_tower(config, device)
-    written = {
-        side: Features(
-            vision_tower={} if dry_run else identify_tower(config.vision_tower, tower),
-            settings=settings,
-            dtype=dtype or _DTYPES[next(tower.parameters()).dtype],
-            num_patches=tower.num_patches,
-            hidden_size=tower.hidden_size,
-            shuffle_units=[shard.samples for shard in captions.shards],
-        )
-        for side, captions in sides.items()
-    }
-    planned = plan_features(config, written["train"], sides)
+    unwritten = _describe(config, device, dtype, settings, sides)
+    planned = plan_features(config, unwritten["train"], sides)
     print(planned.describe())
     check_space(planned.feature_bytes, out, overwrite)
     if dry_run:
         return None
 
+    reproducibility.seed_all(config.seed)  # a tower with random weights is then training's
+    tower = assemble_vision_tower(config, device)
+    identity = identify_tower(config.vision_tower, tower)
+    written = {
+        side: replace(features, vision_tower=identity) for side, features in unwritten.items()
+    }
     tower.to("cuda" if device == "gpu" else "cpu")
     with closing(open_destination(out)) as destination:
         claim(destination, overwrite)
@@ -217,6 +211,31 @@ class _InOrder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.captions[index]
+
+
+def _describe(
+    config: TrainConfig,
+    device: str,
+    dtype: FeatureDtype | None,
+    settings: VisionSettings,
+    sides: dict[Side, StreamingCaptions],
+) -> dict[Side, Features]:
+    """Say what will be written, but for the tower's identity; no weight is read."""
+    config = copy.deepcopy(config)
+    config.vision_tower.pretrained = False
+    with torch.device("meta"):
+        tower = assemble_vision_tower(config, device)
+    return {
+        side: Features(
+            vision_tower={},
+            settings=settings,
+            dtype=dtype or _DTYPES[next(tower.parameters()).dtype],
+            num_patches=tower.num_patches,
+            hidden_size=tower.hidden_size,
+            shuffle_units=[shard.samples for shard in captions.shards],
+        )
+        for side, captions in sides.items()
+    }
 
 
 def _load(

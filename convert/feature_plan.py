@@ -64,8 +64,8 @@ class FeaturePlan:
                 f"sample; the image shards have {_size(self.image_bytes)}, {_size(per_image)} a "
                 "sample",
                 f"Break-even ({tokens} tokens a sample, assumed)",
-                f"  vision tower  {self.vision_flops:.3g} of the {self.step_flops:.3g} FLOPs of a "
-                f"training step and sample: {share:.1%}",
+                f"  vision tower  {self.vision_flops / 1e12:.3g} of the {self.step_flops / 1e12:.3g} "
+                f"TFLOP of a training step and sample: {share:.1%}",
                 "  this pass     costs one epoch's work of the vision tower: features pay from the "
                 "second epoch on, or the second connector",
                 f"  reading       {_size(features.sample_bytes)} a sample in place of "
