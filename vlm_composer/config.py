@@ -92,7 +92,9 @@ class ConnectorConfig:
 
 @dataclass
 class DatasetConfig:
-    """Where MDS shards are and how StreamingDataset reads them."""
+    """Where MDS shards are and how StreamingDataset reads them. They are of images
+    (`python -m convert`) or of what the vision tower makes of them (`python -m convert.features`);
+    the shards say which."""
 
     local: str
     """Folder the shards are read from; with `remote`, the cache they are downloaded to."""
@@ -315,7 +317,8 @@ class TrainConfig:
 
     image_decoder: ImageDecoder = "torchvision"
     """Who decodes and scales images. torchvision: more than twice as fast, within 2 of 255 grey
-    levels of Hugging Face's processors. pil: exactly their pixels."""
+    levels of Hugging Face's processors. pil: exactly their pixels. Features must have been made with
+    the same."""
 
     device: Literal["cpu", "gpu"] | None = None
     """The GPU where there is one, when empty."""

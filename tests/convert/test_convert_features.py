@@ -107,7 +107,7 @@ def test_one_epoch_of_the_full_recipe_is_not_worth_it(shards, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "729 patches × 1152, bf16" in said
     assert "1.68 MB a sample" in said
-    assert "vision tower  0.672 of the 3.47 TFLOP" in said
+    assert "vision tower  0.666 of the 3.48 TFLOP" in said
     assert "trains 1 epoch: NOT worth it" in said
 
 
