@@ -55,6 +55,7 @@ class FeaturePlan:
         tokens = " + ".join(f"{count} {kind}" for kind, count in self.tokens.items())
         # What a device that does 1e14 useful operations a second eats, without the vision tower.
         rate = 1e14 / (self.step_flops - self.vision_flops) * features.sample_bytes
+        vision, step = self.vision_flops / 1e12, self.step_flops / 1e12
         return "\n".join(
             (
                 f"Features of {self.tower}, layer {self.layer}: {features.num_patches} patches × "
@@ -64,8 +65,8 @@ class FeaturePlan:
                 f"sample; the image shards have {_size(self.image_bytes)}, {_size(per_image)} a "
                 "sample",
                 f"Break-even ({tokens} tokens a sample, assumed)",
-                f"  vision tower  {self.vision_flops / 1e12:.3g} of the {self.step_flops / 1e12:.3g} "
-                f"TFLOP of a training step and sample: {share:.1%}",
+                f"  vision tower  {vision:.3g} of the {step:.3g} TFLOP of a training step and "
+                f"sample: {share:.1%}",
                 "  this pass     costs one epoch's work of the vision tower: features pay from the "
                 "second epoch on, or the second connector",
                 f"  reading       {_size(features.sample_bytes)} a sample in place of "

@@ -317,8 +317,8 @@ class TrainConfig:
 
     image_decoder: ImageDecoder = "torchvision"
     """Who decodes and scales images. torchvision: more than twice as fast, within 2 of 255 grey
-    levels of Hugging Face's processors. pil: exactly their pixels. Features must have been made with
-    the same."""
+    levels of Hugging Face's processors. pil: exactly their pixels. With features: what they were
+    made with."""
 
     device: Literal["cpu", "gpu"] | None = None
     """The GPU where there is one, when empty."""

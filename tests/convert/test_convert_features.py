@@ -146,6 +146,15 @@ def test_what_was_interrupted_is_no_data_set(interrupt, make, tiny_yaml, tmp_pat
     assert make(overwrite=True).train == 40
 
 
+def test_features_are_refused_and_overwritten_whole(make, tmp_path):
+    make(size_limit=10 * SAMPLE)
+    with pytest.raises(ConversionError, match=r"already holds \d+ files .* --overwrite"):
+        make()
+    make(dtype="bf16", overwrite=True)
+    assert len(list(tmp_path.glob("features/train/*.mds"))) == 1
+    assert '"bf16"' in (tmp_path / "features/train/features.json").read_text()
+
+
 def test_the_command_says_that_it_was_interrupted(interrupt, tiny_yaml, tmp_path, capsys):
     assert cli.main([str(tiny_yaml()), "--out", str(tmp_path / "out")]) == 130
     assert f"interrupted: {tmp_path}/out is not complete" in capsys.readouterr().err

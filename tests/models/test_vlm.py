@@ -187,6 +187,22 @@ def test_another_number_of_images_is_an_error_with_both_numbers():
         model.build_inputs_embeds(packed([[IMAGE] * 4]), torch.randn(2, K, 64))
 
 
+def test_patches_stand_for_their_images():
+    model = build()
+    pixels, ids, labels = batch_of([(2, 1, 3), (0, 2, 4)])
+    patches = model.vision_tower(pixels)
+    loss, again = mean_loss(model, pixels, ids, labels), mean_loss(model, patches, ids, labels)
+    assert torch.equal(loss, again)
+
+
+def test_patches_of_another_tower_are_an_error_with_both_shapes():
+    model = build()
+    _, ids, labels = batch_of([(2, 1, 3)])
+    match = r"patches of shape \(1, 9, 48\): this vision tower makes \(images, 16, 48\)"
+    with pytest.raises(ValueError, match=match):
+        mean_loss(model, torch.randn(1, 9, 48), ids, labels)
+
+
 def test_a_batch_without_answers_gives_no_loss_and_zero_gradients():
     model = build()
     pixels, ids, _ = batch_of([(2, 1, 3)])
