@@ -184,7 +184,7 @@ def test_a_shard_holds_a_sample(make):
 
 
 def test_patches_that_the_dtype_cannot_hold(make, monkeypatch):
-    from vlm_composer.models.towers import VisionTower
+    from vlm_composer.models.vision_tower import VisionTower
 
     forward = VisionTower.forward
     monkeypatch.setattr(VisionTower, "forward", lambda self, pixels: forward(self, pixels) * 1e6)

@@ -20,7 +20,7 @@ from vlm_composer.data.features import Features
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.models.composer_model import ComposerVLM
-from vlm_composer.models.towers import VisionTower
+from vlm_composer.models.vision_tower import VisionTower
 
 
 @pytest.fixture
