@@ -1,5 +1,7 @@
 """The gradient does not depend on how a batch is cut, nor over how many ranks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composer.utils import dist, reproducibility
@@ -28,7 +30,9 @@ def merged(batches):
 
 
 def expected_gradients(config, batches):
-    """Of the mean over all answer tokens of the global batch, one forward, without the Trainer."""
+    """Of the mean over all answer tokens of the global batch, one forward, without the Trainer and
+    what makes it fast."""
+    config = replace(config, compile_blocks=False, cache_prompts=False)
     template = assemble_template(config)
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id)
@@ -76,6 +80,23 @@ def test_two_ranks_give_the_gradient_of_the_whole_batch(tiny_config, parallelism
         )
     )
     assert len(lengths) == 2, "the ranks must hold different numbers of answer tokens"
+
+
+FAST = {
+    "replicate": {"cache_prompts": True},
+    "shard": {"parallelism": "shard"},
+    "shard, recomputing": {
+        "parallelism": "shard",
+        "fsdp_config": {"activation_checkpointing": True},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("changes", FAST.values(), ids=FAST.keys())
+def test_compiled_blocks_give_the_same_gradient_on_two_ranks(tiny_config, changes):
+    check_first_step(tiny_config(max_duration="1ba", compile_blocks=True, **changes))
 
 
 def expected_metrics(config, label_shift=0):
