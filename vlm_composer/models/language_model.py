@@ -39,7 +39,7 @@ class LanguageModel(Frozen):
                     f"{type(model).__name__} changes its logits after the head "
                     f"({attribute} = {value}); such a language model is not supported"
                 )
-        self.model: Any = model  # as above
+        self.model: Any = model  # torch types every attribute of a module as a tensor or a module
         # A model whose attention cannot be replaced reads a padded view, right and slower.
         self.packs = can_pack(model)
         self._prompts = PromptCache(self._read_prompt)
