@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -23,6 +24,8 @@ class StoreServer(ABC):
         self._folder = folder
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        # A start amid a kill would take the dying process for a running one.
+        self._lock = threading.RLock()
         self.url = f"http://127.0.0.1:{self._port}"
 
     @abstractmethod
@@ -39,6 +42,10 @@ class StoreServer(ABC):
 
     def start(self) -> None:
         """Starts the server, if it is not running, and returns when it answers."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         log_path = self._folder / "server.log"
@@ -55,9 +62,10 @@ class StoreServer(ABC):
 
     def kill(self) -> None:
         """Ends the server at once (SIGKILL), as an outage does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=30)
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait(timeout=30)
 
 
 def _free_port() -> int:
