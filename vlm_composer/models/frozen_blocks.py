@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import setuptools  # noqa: F401  (torch's compiler imports it, which fails once distutils is there)
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
