@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from vlm_composer import plan
+from vlm_composer.config import TrainConfig
+from vlm_composer.planning.activations import ActivationBytes
+from vlm_composer.planning.devices import DEVICES
+from vlm_composer.planning.estimate import Cluster, Weights, recommend
 
 STAGE1 = Path(__file__).parent.parent / "yamls" / "stage1.yaml"
 
@@ -43,3 +47,92 @@ def test_the_table_names_every_part(capsys):
 def test_mistakes_are_told_without_a_traceback(capsys):
     assert plan.main([str(STAGE1), "seeds=3"]) == 1
     assert "seeds: unknown key; did you mean 'seed'?" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def stage1():
+    """The plan of the full recipe for 8 H100s: seconds, for nothing has contents."""
+    return plan.plan(TrainConfig.read(STAGE1), gpus=8, device="h100")
+
+
+def test_stage_1_on_8_h100s_holds_the_arithmetic_of_the_specification(stage1):
+    memory = stage1["memory_bytes"]["replicate"]
+    assert memory["towers"] == 2 * (412987248 + 8190735360)  # 17.2 GB
+    assert memory["connector"] == memory["gradients"] == 4 * 82445824
+    assert memory["adamw_moments"] == 8 * 82445824
+    assert memory["total"] == sum(v for k, v in memory.items() if k != "total")
+    assert stage1["memory_bytes"]["shard"]["towers"] == memory["towers"] / 8
+    assert stage1["recommended"] == "replicate"
+    speed = stage1["speed"]["replicate"]
+    # 114 samples/s at 40 % MFU and 143 at 50 %, and an all-reduce of some 2 ms.
+    assert speed["images_per_second_per_gpu"] == pytest.approx(128, rel=0.02)
+    assert speed["communication"]["seconds"] == pytest.approx(1.3e-3, rel=0.05)
+    assert speed["hours_per_epoch"] == pytest.approx(546965 / speed["samples_per_second"] / 3600)
+    # 30 GB a micro-batch, of which there are two.
+    assert stage1["speed"]["shard"]["communication"]["bytes"] / 2 == pytest.approx(30e9, rel=0.05)
+    assert [row["gpus"] for row in stage1["scaling"]] == [1, 8, 64, 512]
+    assert [row["global_batch"] for row in stage1["scaling"]] == [256, 256, 256, 512]
+
+
+def test_activations_of_stage_1_are_about_what_its_layers_keep(stage1):
+    kept = stage1["activation_bytes"]["kept"]
+    # Of a token and layer at least the input of both norms in bf16, q, k, v, the attention's
+    # output, gate, up and their product's inputs; eager norms keep fp32 copies on top of it.
+    tokens, layers = 16 * (9 + 64 + 24), 36
+    least = 2 * (2 * 4096 + (32 + 2 * 8) * 128 + 32 * 128 + 2 * 12288)
+    assert least < kept / (tokens * layers) < 2.5 * least
+    assert stage1["activation_bytes"]["peak"] >= kept
+
+
+def test_the_recommendation_changes_with_the_device(stage1):
+    weights = Weights(
+        towers=17_207_445_216, backward=15_136_000_000, connector=329_783_296,
+        largest_units=2_489_319_424,
+    )  # fmt: skip
+    activations = ActivationBytes(**stage1["activation_bytes"])
+    chosen = {
+        name: recommend(weights, activations, Cluster(DEVICES[name], 8, 8, 0.45))
+        for name in ("h100", "l40s", "l4")
+    }
+    assert chosen["h100"][0] == chosen["l40s"][0] == "replicate"
+    assert chosen["l4"][0] == "shard"
+    assert "more than the 20.1 GiB of l4 memory" in chosen["l4"][1]
+    alone, reason = recommend(weights, activations, Cluster(DEVICES["l4"], 1, 8, 0.45))
+    assert alone is None
+    assert "smaller micro-batch or more GPUs" in reason
+
+
+def test_a_sharded_plan_names_what_it_cannot_be_run_with():
+    planned = plan.plan(TrainConfig.read(STAGE1), gpus=8, device="l4")
+    assert planned["recommended"] == "shard"
+    assert "cache_prompts: false" in planned["reason"]
+
+
+def test_what_was_computed_says_so(stage1):
+    text = plan.describe(stage1)
+    assert text.count("computed, not run on a GPU") == 3
+    assert "measured on fake tensors" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "v100"], "--device v100: unknown; choose from b200, h200, h100"),
+        (["--gpus", "64"], "256 does not divide over 64 GPUs × 16"),
+        (["--gpus", "64"], "global_train_batch_size=1024 or device_train_microbatch_size=4"),
+        (["--gpus", "512"], "512 GPUs × 16 (device_train_microbatch_size) = 8192"),
+        (["--gpus", "12"], "12 is not a number of whole nodes of 8"),
+        (["--gpus", "0"], "--gpus 0"),
+        (["--mfu", "45"], "--mfu 45.0: must be more than 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_both_values(options, message, capsys):
+    assert plan.main([str(STAGE1), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_cache_and_the_epoch_are_those_of_shards_on_this_machine(tiny_config, shards):
+    planned = plan.plan(tiny_config(), gpus=1)
+    assert planned["epoch_samples"] == 40
+    size = sum(path.stat().st_size for path in (shards / "train").glob("*.mds"))
+    assert planned["cache_bytes"] == size

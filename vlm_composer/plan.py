@@ -1,8 +1,9 @@
 """What a yaml asks for, without weights: `python -m vlm_composer.plan YAML [key=value …] [--json]`.
 
 Builds the model on torch's meta device and prints the parameters of each part, the size of a
-checkpoint and the operations of a training sample. Works offline for the towers whose
-configurations ship with the project.
+checkpoint, the operations of a training sample, and what N GPUs of a kind would take: memory of a
+rank by part, communication, time of an epoch, and which `parallelism` to choose. Works offline for
+the towers whose configurations ship with the project. Nothing of it was run on a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,35 +21,71 @@ import torch
 from vlm_composer.assembly import assemble_model
 from vlm_composer.config import TrainConfig
 from vlm_composer.config_loader import ConfigError
-from vlm_composer.models.flops import training_flops
+from vlm_composer.models.flops import TrainingFlops, training_flops
+from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.planning.activations import measure_activations
+from vlm_composer.planning.devices import DEVICES, find_device
+from vlm_composer.planning.estimate import Cluster, Weights, memory_of_a_rank, recommend, speed
+from vlm_composer.planning.report import NOT_RUN, describe_gpus
+from vlm_composer.planning.scaling import check_batch, scaling
 from vlm_composer.training.freezing import count_parameters, parts
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 """fp32 weight and AdamW's two moments of a trained parameter; frozen ones are not saved."""
 
+EPOCH_SAMPLES = 546_965
+"""LLaVA-Pretrain without the 2 % that are evaluated on, where nothing else is known."""
 
-def plan(config: TrainConfig, *, prompt_tokens: int = 9, answer_tokens: int = 24) -> dict[str, Any]:
+MICROBATCH_FOR_AUTO = 16
+"""What `device_train_microbatch_size: auto` is planned as, at most."""
+
+
+def plan(
+    config: TrainConfig,
+    *,
+    prompt_tokens: int = 9,
+    answer_tokens: int = 24,
+    gpus: int | None = None,
+    gpus_per_node: int = 8,
+    device: str = "h100",
+    mfu: float = 0.45,
+) -> dict[str, Any]:
     """Describe a run without loading or drawing a weight.
 
     Args:
         config: The run; towers are planned from their configurations, whatever `pretrained` says.
         prompt_tokens: Text tokens of a sample before its answer. LLaVA-Pretrain has about 9.
         answer_tokens: Answer tokens of a sample, end-of-text included. LLaVA-Pretrain has about 24.
+        gpus: Ranks (N); None leaves out all that depends on GPUs.
+        gpus_per_node: Of them in a node.
+        device: One of `planning.devices.DEVICES`.
+        mfu: Share of the device's peak that is assumed to be reached.
 
     Returns:
         `parameters` by part with `connector`, `trainable` and `frozen` sums, `trained` (which
-        parts), `checkpoint_bytes`, `tokens_per_sample`, and `training_flops_per_sample` by part
-        with `total`.
+        parts), `checkpoint_bytes`, `tokens_per_sample`, `training_flops_per_sample` by part with
+        `total`; with `gpus`, also what `_on_gpus` returns.
+
+    Raises:
+        ValueError: The device is unknown, or the global batch does not divide over the GPUs and
+            their micro-batches.
     """
     for tower in (config.vision_tower, config.language_model):
         tower.pretrained = False
+        # Every GPU of the table multiplies bf16 in hardware; this machine may not.
+        tower.dtype = "bf16" if tower.dtype == "auto" else tower.dtype
+    config.compile_blocks = config.vision_tower.fuse_gelu = False
+    cluster = None
+    if gpus is not None:
+        cluster = Cluster(find_device(device), gpus, gpus_per_node, mfu)
+        check_batch(config.global_train_batch_size, gpus, _microbatch(config, gpus))
     with torch.device("meta"):
         model = assemble_model(config, device="gpu")
     by_part = {name: count_parameters(module) for name, module in parts(model).items()}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = prompt_tokens + config.connector.resampler.num_latents + answer_tokens
     flops = training_flops(model, [tokens], answer_tokens)
-    return {
+    planned = {
         "parameters": {
             **by_part,
             "connector": by_part["resampler"] + by_part["projector"],
@@ -65,6 +103,90 @@ def plan(config: TrainConfig, *, prompt_tokens: int = 9, answer_tokens: int = 24
         },
         "training_flops_per_sample": {**asdict(flops), "total": flops.total},
     }
+    if cluster is not None:
+        planned |= _on_gpus(config, model, flops, cluster, (prompt_tokens, answer_tokens))
+    return planned
+
+
+def _microbatch(config: TrainConfig, gpus: int) -> int:
+    size = config.device_train_microbatch_size
+    if size == "auto":
+        return max(min(MICROBATCH_FOR_AUTO, config.global_train_batch_size // gpus), 1)
+    return size
+
+
+def _on_gpus(
+    config: TrainConfig,
+    model: VisionLanguageModel,
+    flops: TrainingFlops,
+    cluster: Cluster,
+    text_tokens: tuple[int, int],
+) -> dict[str, Any]:
+    """Plan memory, communication and time; the model's weights are faked and gone after it.
+
+    Returns:
+        `gpus`, `gpus_per_node`, `device`, `mfu`, `global_batch`, `microbatch`; `activation_bytes`
+        (`kept`, `peak`); `memory_bytes` and `speed` for `replicate` and `shard`; `recommended` with
+        its `reason`; `epoch_samples` and where they are `epoch_samples_from`; `cache_bytes` of the
+        shards (None where unknown) and `features_bytes`; `scaling`, a row for each number of GPUs;
+        `computed`, that nothing of it was run.
+    """
+    microbatch = _microbatch(config, cluster.gpus)
+    weights = Weights.of(model)
+    tower = model.vision_tower
+    patch_bytes = tower.num_patches * tower.hidden_size * next(tower.parameters()).element_size()
+    activations = measure_activations(
+        model,
+        microbatch_size=microbatch,
+        prompt_tokens=text_tokens[0],
+        answer_tokens=text_tokens[1],
+        autocast_dtype=None if config.precision == "fp32" else torch.bfloat16,
+    )
+    samples, samples_from, cache_bytes = _epoch(config)
+    recommended, reason = recommend(weights, activations, cluster)
+    if recommended == "shard" and config.cache_prompts:
+        reason += "; it needs cache_prompts: false"
+    batch = config.global_train_batch_size
+    sizes = {"global_batch": batch, "microbatch": microbatch}
+    kinds = ("replicate", "shard")
+    return {
+        "computed": NOT_RUN,
+        "gpus": cluster.gpus,
+        "gpus_per_node": cluster.gpus_per_node,
+        "device": asdict(cluster.device),
+        "mfu": cluster.mfu,
+        **sizes,
+        "activation_bytes": asdict(activations),
+        "memory_bytes": {
+            kind: memory_of_a_rank(weights, activations, cluster.gpus, kind) for kind in kinds
+        },
+        "recommended": recommended,
+        "reason": reason,
+        "speed": {
+            kind: speed(weights, flops, cluster, **sizes, samples=samples, parallelism=kind)
+            for kind in kinds
+        },
+        "epoch_samples": samples,
+        "epoch_samples_from": samples_from,
+        "cache_bytes": cache_bytes,
+        "features_bytes": samples * patch_bytes,
+        "scaling": scaling(weights, activations, flops, cluster, **sizes, samples=samples),
+    }
+
+
+def _epoch(config: TrainConfig) -> tuple[int, str, int | None]:
+    """Samples of an epoch, where the number is from, and the bytes of their shards where known."""
+    samples, samples_from, cache_bytes = EPOCH_SAMPLES, "LLaVA-Pretrain's, assumed", None
+    dataset = config.train_loader.dataset
+    index = Path(dataset.remote or dataset.local, "index.json")
+    if index.is_file():
+        shards = json.loads(index.read_text())["shards"]
+        samples, samples_from = sum(shard["samples"] for shard in shards), "of the shards' index"
+        cache_bytes = sum(shard["raw_data"]["bytes"] for shard in shards)
+    report = config.callbacks.speed_report
+    if report is not None and report.full_epoch_samples:
+        samples, samples_from = report.full_epoch_samples, "full_epoch_samples"
+    return samples, samples_from, cache_bytes
 
 
 def describe(planned: dict[str, Any]) -> str:
@@ -87,7 +209,7 @@ def describe(planned: dict[str, Any]) -> str:
     )
     for name, flops in planned["training_flops_per_sample"].items():
         lines.append(f"  {name:<14}{flops / 1e12:>16.3f}  TFLOP")
-    return "\n".join(lines)
+    return "\n".join(lines + (describe_gpus(planned) if "gpus" in planned else []))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,12 +223,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--answer-tokens", type=int, default=24, help="answer tokens with end-of-text"
     )
+    parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="of them in a node (8)")
+    parser.add_argument("--device", default="h100", help=f"{', '.join(DEVICES)} (h100)")
+    parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak assumed (0.45)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand behind options
     try:
         config = TrainConfig.read(options.yaml, options.overrides)
         planned = plan(
-            config, prompt_tokens=options.prompt_tokens, answer_tokens=options.answer_tokens
+            config,
+            prompt_tokens=options.prompt_tokens,
+            answer_tokens=options.answer_tokens,
+            gpus=options.gpus,
+            gpus_per_node=options.gpus_per_node,
+            device=options.device,
+            mfu=options.mfu,
         )
     except (ConfigError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -8,6 +8,10 @@ The fake tensors stand on a "cpu", for torch makes no backward on fake CUDA tens
 no GPU. Two things differ from a GPU by that and are put right or told: attention within samples is
 replaced by the signature of torch's flash kernel, which is what a GPU runs in bf16; and autocast is
 the CPU's, which treats the connector's layers alike.
+
+The figure is an upper bound: blocks are not compiled (`compile_blocks` keeps less for the
+backward), prompts are not cached (`cache_prompts` leaves their rows out) and no layer is computed
+twice (`activation_checkpointing`).
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ class ActivationBytes:
     """Memory of one micro-batch above weights, gradients and optimizer.
 
     Attributes:
-        kept: What is alive between forward and backward: what autograd keeps, the batch, cached
-            prompts, the weights' copies of autocast.
+        kept: What is alive between forward and backward: what autograd keeps, the batch, autocast's
+            copies of weights.
         peak: The most that is alive at a time, in the vision tower, the head's chunk of logits or
             the backward.
     """
@@ -95,7 +99,6 @@ def measure_activations(
     microbatch_size: int,
     prompt_tokens: int,
     answer_tokens: int,
-    cache_prompts: bool = False,
     autocast_dtype: torch.dtype | None = torch.bfloat16,
 ) -> ActivationBytes:
     """Run a micro-batch without contents and see what it holds.
@@ -107,7 +110,6 @@ def measure_activations(
         microbatch_size: Samples.
         prompt_tokens: Text tokens of a sample, which stand before its image.
         answer_tokens: Answer tokens of a sample.
-        cache_prompts: Leave the prompts out of the rows, as training would.
         autocast_dtype: Of the connector's arithmetic; None for fp32.
 
     Returns:
@@ -115,8 +117,8 @@ def measure_activations(
     """
     mode = FakeTensorMode()
     fake_weights(model, mode)
-    images, rows = sample_batch(model, microbatch_size, prompt_tokens, answer_tokens, cache_prompts)
-    images, rows = _fake_batch(mode, images, rows)
+    images, rows = sample_batch(model, microbatch_size, prompt_tokens, answer_tokens)
+    images, rows = fake_batch(mode, images, rows)
     with mode, _attention_of_a_gpu():
         return measure_step(model, images, rows, autocast_dtype)
 
@@ -152,11 +154,7 @@ def measure_step(
 
 
 def sample_batch(
-    model: VisionLanguageModel,
-    microbatch_size: int,
-    prompt_tokens: int,
-    answer_tokens: int,
-    cache_prompts: bool,
+    model: VisionLanguageModel, microbatch_size: int, prompt_tokens: int, answer_tokens: int
 ) -> tuple[Tensor, PackedRows]:
     """Make a micro-batch of equal samples: prompt, image, answer. Arguments as above."""
     image = model.image_token_id
@@ -169,7 +167,6 @@ def sample_batch(
         [ids] * microbatch_size,
         [labels] * microbatch_size,
         image_token_id=image,
-        split_prompts=cache_prompts,
     )
     side = model.vision_tower.image_size
     return torch.zeros(microbatch_size, 3, side, side, dtype=torch.uint8), rows
@@ -200,9 +197,7 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode) -> None:
                     tensors[name] = fake(tensor)
 
 
-def _fake_batch(
-    mode: FakeTensorMode, images: Tensor, rows: PackedRows
-) -> tuple[Tensor, PackedRows]:
+def fake_batch(mode: FakeTensorMode, images: Tensor, rows: PackedRows) -> tuple[Tensor, PackedRows]:
     """Fake what was packed from real integers, whose lengths the host knows."""
     tensors = {
         field.name: mode.from_tensor(getattr(rows, field.name))
