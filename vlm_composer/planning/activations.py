@@ -199,7 +199,7 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode) -> None:
 
 def fake_batch(mode: FakeTensorMode, images: Tensor, rows: PackedRows) -> tuple[Tensor, PackedRows]:
     """Fake what was packed from real integers, whose lengths the host knows."""
-    tensors = {
+    tensors: dict[str, Any] = {
         field.name: mode.from_tensor(getattr(rows, field.name))
         for field in fields(rows)
         if isinstance(getattr(rows, field.name), Tensor)
