@@ -63,7 +63,7 @@ def describe_gpus(planned: dict[str, Any]) -> list[str]:
 
 def _describe_scaling(planned: dict[str, Any]) -> list[str]:
     lines = [
-        f"On {planned['device']['name']}s ({NOT_RUN})",
+        f"On N × {planned['device']['name']} ({NOT_RUN})",
         f"  {'GPUs':>5} {'parallelism':<12}{'batch':>6}{'micro':>6}{'GiB':>7}{'samples/s':>11}"
         f"{'hours':>8}  limited by",
     ]
