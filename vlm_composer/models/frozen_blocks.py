@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import setuptools  # noqa: F401  (torch's compiler imports it, which fails once distutils is there)
+import setuptools  # noqa: F401  (for torch's compiler, which could not import it behind pip)
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
