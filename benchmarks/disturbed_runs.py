@@ -101,6 +101,7 @@ class Bench:
                 "projector": {"mlp_ratio": 2},
             },
             "max_seq_len": 64,
+            "compile_blocks": False,  # each start of each run would wait for the compiler
             "train_loader": {"dataset": {**data, "shuffle": True}, "num_workers": 2},
             "eval_loader": {
                 "dataset": {
