@@ -27,7 +27,8 @@ from convert.split import Side
 from convert.summary import FeatureSummary
 from convert.writer import ShardWriter, publish_data_set
 from vlm_composer.assembly import assemble_vision_tower, claim_data, vision_settings
-from vlm_composer.config import DatasetConfig, TrainConfig
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.data import DatasetConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.features import (
     FEATURES_FILE,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.config_loader import ConfigError
+from vlm_composer.config.loader import ConfigError
 
 YAMLS = sorted(Path(__file__).parent.parent.glob("yamls/*.yaml"))
 

@@ -22,13 +22,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
-from vlm_composer.config import (
-    DatasetConfig,
-    LoaderConfig,
-    TowerConfig,
-    TrainConfig,
-    VisionTowerConfig,
-)
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.data import DatasetConfig, LoaderConfig
+from vlm_composer.config.model import TowerConfig, VisionTowerConfig
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.features import Features, VisionSettings

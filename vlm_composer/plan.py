@@ -20,7 +20,7 @@ import torch
 
 from vlm_composer.assembly import assemble_model
 from vlm_composer.config import TrainConfig
-from vlm_composer.config_loader import ConfigError
+from vlm_composer.config.loader import ConfigError
 from vlm_composer.models.flops import TrainingFlops, training_flops
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import measure_activations

@@ -18,7 +18,7 @@ from transformers import SiglipImageProcessor
 from convert.errors import Rejected
 from convert.images import check_image
 from vlm_composer.assembly import assemble_encoder, assemble_template
-from vlm_composer.config_changes import changed_settings
+from vlm_composer.config.changes import changed_settings
 from vlm_composer.data import images
 from vlm_composer.data.images import decode_image
 

@@ -21,7 +21,7 @@ from streaming.base.dataset import _Iterator, _ShardState
 from torch.utils.data import Dataset
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
-from vlm_composer.config import ImageDecoder
+from vlm_composer.config.data import ImageDecoder
 from vlm_composer.data.features import FEATURES_FILE, Features
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.schema import IMAGE_KEYS

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlm_composer.config import ImageDecoder
+from vlm_composer.config.data import ImageDecoder
 
 FEATURES_FILE = "features.json"
 """Name of the file beside the shards."""

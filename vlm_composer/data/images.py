@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlm_composer.config import ImageDecoder
+from vlm_composer.config.data import ImageDecoder
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from composer.utils import dist
 
-from vlm_composer.config import DatasetConfig
+from vlm_composer.config.data import DatasetConfig
 from vlm_composer.data.dataset import Encoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.ranks import run_on

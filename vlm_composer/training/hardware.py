@@ -12,7 +12,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 
-from vlm_composer.config import Dtype
+from vlm_composer.config.model import Dtype
 
 
 def has_native_bf16(device: str) -> bool:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist
 
-from vlm_composer.config import TrainConfig, WandBConfig
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.reports import WandBConfig
 from vlm_composer.training.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from composer.optim import (
 )
 from torch import nn
 
-from vlm_composer.config import OptimizerConfig, SchedulerConfig
+from vlm_composer.config.run import OptimizerConfig, SchedulerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -9,7 +9,7 @@ from composer.utils import FSDP2Config, ParallelismConfig, dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from vlm_composer.config import FSDPConfig
+from vlm_composer.config.run import FSDPConfig
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel

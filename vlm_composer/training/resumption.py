@@ -12,7 +12,7 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.config_changes import changed_settings
+from vlm_composer.config.changes import changed_settings
 from vlm_composer.ranks import on_rank_zero, run_on
 from vlm_composer.training.checkpoint_file import CheckpointError, CheckpointFile
 from vlm_composer.training.checkpoint_folder import CheckpointFolder, open_named

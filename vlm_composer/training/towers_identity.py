@@ -9,7 +9,8 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from vlm_composer.config import TowerConfig, TrainConfig
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.model import TowerConfig
 from vlm_composer.data.features import Features, FeaturesError
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.vision_tower import VisionTower

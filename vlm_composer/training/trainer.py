@@ -15,7 +15,9 @@ from composer.callbacks import (
     SpeedMonitor,
 )
 
-from vlm_composer.config import FSDPConfig, SpeedMonitorConfig, TrainConfig
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.reports import SpeedMonitorConfig
+from vlm_composer.config.run import FSDPConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.vlm import VisionLanguageModel

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from composer.core import Time, TimeUnit
 
-from vlm_composer.config import TrainConfig
+from vlm_composer.config.run import TrainConfig
 
 
 def mistakes(config: TrainConfig) -> list[str]:

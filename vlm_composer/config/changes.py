@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vlm_composer.config import TrainConfig
+from vlm_composer.config.run import TrainConfig
 
 _FREE = (
     "variables",
