@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,40 +24,18 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' tiny towers and servers
 
+from benchmarks.resume_rows import BATCHES, Row  # noqa: E402
 from convert import convert_llava  # noqa: E402
 from gcs_server import GCSServer  # noqa: E402
 from s3_server import S3Server  # noqa: E402
 from tiny import save_tower, tiny_qwen3, tiny_siglip, write_pairs  # noqa: E402
-from vlm_composer.training.checkpoint_file import WEIGHTS, CheckpointFile  # noqa: E402
+from vlm_composer.training.checkpoint_file import CheckpointFile  # noqa: E402
 from vlm_composer.training.checkpoint_folder import CheckpointFolder  # noqa: E402
 
-BATCHES, EPOCH, SAVE_EVERY = 26, 11, 4
-"""Batches of a run and of an epoch, and between two checkpoints."""
-RELATIVE = 1e-5
-"""How far losses may be apart on another number of ranks."""
+SAVE_EVERY = 4
+"""Batches between two checkpoints."""
 STORE_TIMEOUT = 60
 LEG_SECONDS = 240
-
-
-@dataclass
-class Row:
-    """One disturbed run."""
-
-    name: str
-    ranks: tuple[int, int]
-    """Before and after the disturbance."""
-    parallelism: tuple[str, str]
-    batches: int = BATCHES
-    store: str = "s3"
-    exact: bool = True
-    """Promised bitwise; otherwise the same samples and losses within `RELATIVE`."""
-    ok: bool = False
-    faults: list[str] = field(default_factory=list)
-    bitwise: bool = False
-    loss_error: float = 0.0
-    samples_lost_or_repeated: int = 0
-    seconds_to_new_batch: float = 0.0
-    checkpoint_bytes: int = 0
 
 
 class Bench:
@@ -201,46 +178,18 @@ class Bench:
         expected, reference = self.undisturbed(
             row.ranks[0], row.parallelism[0], row.exact, row.batches
         )
-        found = self.records(name)
         if codes[:-1] != allowed or codes[-1]:
             row.faults.append(f"exit codes {codes}, expected {[*allowed, 0]}")
             row.faults += (self.folder / f"{name}.log").read_text().splitlines()[-20:]
             return row
-        by_batch = {record["batch"]: record for record in expected}
-        if {record["batch"] for record in found} != by_batch.keys():
-            row.faults.append("batches are missing")
-        same_losses = True
-        for record in found:  # a batch that was computed twice is judged twice
-            other = by_batch[record["batch"]]
-            row.samples_lost_or_repeated += len(set(other["ids"]) ^ set(record["ids"]))
-            error = abs(record["loss"] - other["loss"]) / other["loss"]
-            row.loss_error = max(row.loss_error, error)
-            same_losses &= record["loss"] == other["loss"] and record["lr"] == other["lr"]
-            if row.exact and record["ids"] != other["ids"]:
-                row.faults.append(f"batch {record['batch']}: other samples or another order")
-        final = self.newest(name)
-        row.checkpoint_bytes = final.path.stat().st_size
-        row.bitwise = same_losses and final.document["hashes"] == reference.document["hashes"]
-        if row.exact and not row.bitwise:
-            differing = [
-                tensor
-                for tensor, value in reference.document["hashes"].items()
-                if final.document["hashes"].get(tensor) != value
-            ]
-            row.faults.append(f"not bitwise: losses {same_losses}, {len(differing)} tensors differ")
-        if row.loss_error > RELATIVE:
-            row.faults.append(f"losses are {row.loss_error:.1e} apart")
-        if row.samples_lost_or_repeated:
-            row.faults.append(f"{row.samples_lost_or_repeated} samples lost or repeated")
-        trained = 4 * sum(final.tensor(n).numel() for n in final.names if n.startswith(WEIGHTS))
-        if not 3 * trained < row.checkpoint_bytes < 3 * trained + 100_000:
-            row.faults.append(f"{row.checkpoint_bytes} bytes for {trained // 4} trained weights")
+        row.compare_batches(self.records(name), expected)
+        row.compare_ends(self.newest(name), reference)
         row.ok = not row.faults
         return row
 
     def kill(self, row: Row, where: str) -> Row:
         """Disturb by SIGKILL: `where` as recorded_train.py's KILL, or `tree` for every process."""
-        name = row.name.replace(" ", "-").replace("://", "")
+        name = row.run_name
         self.yaml(name)
         if where.startswith("tree:"):
             gate = self.folder / f"{name}-gate"
@@ -266,7 +215,7 @@ class Bench:
 
     def kill_often(self, row: Row, times: int) -> Row:
         """Kill every process of a run as soon as it has done some batch, again and again."""
-        name = row.name.replace(" ", "-").replace("://", "")
+        name = row.run_name
         self.yaml(name, max_duration=f"{row.batches}ba")
         points = sorted(random.sample(range(2, row.batches - 10), times))
         row.name += f" ({', '.join(map(str, points))})"
@@ -281,7 +230,7 @@ class Bench:
 
     def preempt(self, row: Row, batch: int) -> Row:
         """Disturb by SIGTERM in a batch: the run must save after it and exit with 75."""
-        name = row.name.replace(" ", "-").replace("://", "")
+        name = row.run_name
         self.yaml(name)
         first = self.start(
             name, row.ranks[0], row.parallelism[0], dropout=row.exact, TERM_AT=str(batch)
@@ -296,7 +245,7 @@ class Bench:
     def outage(self, row: Row, batch: int, seconds: float | None, *, reading: bool = True) -> Row:
         """Take the store away before a batch, for `seconds` or (None) for longer than the run
         waits. Without `reading`, shards come from a folder and only saving meets the outage."""
-        name = row.name.replace(" ", "-").replace("://", "")
+        name = row.run_name
         changes: dict[str, Any] = {} if seconds else {"store_timeout": 3}
         if not reading:
             data = {"local": str(self.folder / "mds" / "train"), "shuffle": True, "predownload": 8}

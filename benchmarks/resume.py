@@ -26,7 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.disturbed_runs import EPOCH, Bench, GCSServer, Row, S3Server
+from benchmarks.disturbed_runs import Bench, GCSServer, S3Server
+from benchmarks.resume_rows import EPOCH, Row
 
 Disturbance = Callable[[Bench, Row], Row]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks.disturbed_runs import Bench, Row
+from benchmarks.disturbed_runs import Bench
 from benchmarks.resume import matrix
+from benchmarks.resume_rows import Row
 
 
 @pytest.fixture(scope="module")
