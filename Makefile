@@ -20,7 +20,7 @@ setup: .venv/.installed ## install everything at the locked versions into .venv
 demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
 	$(BIN)/python -m vlm_composer.demo
 
-bench: setup ## check every claim of benchmarks/ (half an hour on two cores)
+bench: setup ## check every claim of benchmarks/ (about 45 minutes on two cores)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
 

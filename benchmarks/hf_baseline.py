@@ -34,9 +34,8 @@ from benchmarks.faithful_towers import (
     build_connector,
 )
 from vlm_composer.data.images import decode_image
-from vlm_composer.data.template import Template
+from vlm_composer.data.template import IGNORE_INDEX, Template
 
-IGNORE_INDEX = -100
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.5
 """SigLIP's, for pixels in [0, 1]."""
 

@@ -44,11 +44,12 @@ from benchmarks.faithful_towers import (
     write_towers,
 )
 from benchmarks.gate import Chunk, Order
-from benchmarks.hf_baseline import IGNORE_INDEX, NormalisedPairs, read_template
+from benchmarks.hf_baseline import NormalisedPairs, read_template
 from benchmarks.loading_speed import compare_loading
 from benchmarks.throughput_rows import Row, both, losses_row, overhead_row, speed_row
-from vlm_composer.assembly import assemble_model
+from vlm_composer.assembly import assemble_model, unloaded
 from vlm_composer.models.flops import training_flops
+from vlm_composer.models.packing import num_answer_tokens
 from vlm_composer.training.hardware import measure_peak_flops
 
 SMALL, LARGE = 4, 16
@@ -210,11 +211,8 @@ class Bench:
         """Operations of each chunk's samples, as the project counts them for MFU."""
         shape = self.effort.shape
         path = training_yaml(shape, self.towers, self.data, self.folder / "meta.yaml", size)
-        config = read_yaml(path)
-        for tower in (config.vision_tower, config.language_model):
-            tower.pretrained = False
         with torch.device("meta"):
-            model = assemble_model(config, "cpu")
+            model = assemble_model(unloaded(read_yaml(path)), "cpu")
         pairs = NormalisedPairs(self.data, read_template(shape, self.towers), shape.image_size)
         flops = []
         for chunk in chunks:
@@ -222,8 +220,8 @@ class Bench:
                 step * size for step in (chunk.first_step, chunk.first_step + chunk.steps)
             )
             labels = [pairs[index % len(pairs)]["labels"] for index in range(first, last)]
-            answers = sum(int((x != IGNORE_INDEX).sum()) for x in labels)
-            flops.append(training_flops(model, [len(x) for x in labels], answers).total)
+            answers = num_answer_tokens(labels)
+            flops.append(training_flops(model, map(len, labels), answers).total)
         return flops
 
     def _shares(self, name: str, chunks: list[Chunk], peaks: list[float]) -> dict[str, list[float]]:

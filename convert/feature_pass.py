@@ -5,7 +5,6 @@ It is the one part of `convert/` that needs model code: it builds the vision tow
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from composer.utils import reproducibility
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from convert.destination import SUMMARY, claim, open_destination
@@ -26,10 +25,15 @@ from convert.feature_plan import check_space, plan_features
 from convert.split import Side
 from convert.summary import FeatureSummary
 from convert.writer import ShardWriter, publish_data_set
-from vlm_composer.assembly import assemble_vision_tower, claim_data, vision_settings
+from vlm_composer.assembly import (
+    assemble_vision_tower,
+    claim_data,
+    unloaded,
+    vision_settings,
+)
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import DatasetConfig
-from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.dataset import CaptionsByIndex, StreamingCaptions
 from vlm_composer.data.features import (
     FEATURES_FILE,
     FeatureDtype,
@@ -201,19 +205,6 @@ class _ImageDecoder:
         return {**text, "pixel_values": pixels}
 
 
-class _InOrder(Dataset[dict[str, Any]]):
-    """The samples of a StreamingDataset by index: its own iteration deals them to workers."""
-
-    def __init__(self, captions: StreamingCaptions) -> None:
-        self.captions = captions
-
-    def __len__(self) -> int:
-        return self.captions.num_samples
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.captions[index]
-
-
 def _describe(
     config: TrainConfig,
     device: str,
@@ -222,10 +213,8 @@ def _describe(
     sides: dict[Side, StreamingCaptions],
 ) -> dict[Side, Features]:
     """Say what will be written, but for the tower's identity; no weight is read."""
-    config = copy.deepcopy(config)
-    config.vision_tower.pretrained = False
     with torch.device("meta"):
-        tower = assemble_vision_tower(config, device)
+        tower = assemble_vision_tower(unloaded(config), device)
     return {
         side: Features(
             vision_tower={},
@@ -243,7 +232,7 @@ def _load(
     captions: StreamingCaptions, config: TrainConfig, batch_size: int, device: str
 ) -> DataLoader[Any]:
     return DataLoader(
-        _InOrder(captions),
+        CaptionsByIndex(captions),  # in order: its own iteration deals samples to workers
         batch_size=batch_size,
         num_workers=config.train_loader.num_workers,
         worker_init_fn=die_with_parent,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def plan_features(
         features: What will be written for the training side.
         sides: The image sets.
     """
-    planned = plan(copy.deepcopy(config))
+    planned = plan(config)
     flops = planned["training_flops_per_sample"]
     return FeaturePlan(
         tower=config.vision_tower.name,

@@ -14,6 +14,8 @@ import torch
 import yaml
 from composer.utils import dist, get_device
 from streaming.base.shared import SharedMemory
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen3 import modeling_qwen3
 
 from convert import convert_llava
 from gcs_server import gcs_server  # noqa: F401
@@ -81,6 +83,13 @@ def release_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for block in made:
         atexit.unregister(block.cleanup)
         block.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def restore_rotary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compile_blocks` replaces the rotary embedding of an architecture, for other tests too."""
+    for module in (modeling_llama, modeling_qwen3):
+        monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)
 
 
 def rank_zeros(path: Path) -> Path:

@@ -6,6 +6,7 @@ with it.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import asdict
@@ -46,7 +47,7 @@ from vlm_composer.models.tower_loading import (
 )
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.training.hardware import can_compile, storage_dtype
+from vlm_composer.training.hardware import compile_obstacle, storage_dtype
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,9 @@ def assemble_model(
 
     Returns:
         The model, towers frozen.
+
+    Raises:
+        ValueError: The towers cannot be used, or the device cannot do what the yaml insists on.
     """
     vision_tower = assemble_vision_tower(config, device)
     language_model = LanguageModel(
@@ -102,7 +106,7 @@ def assemble_model(
             "The embedding table had no spare row for <image_patch>: resized to %d rows, frozen.",
             language_model.vocab_size,
         )
-    if config.compile_blocks is True or (config.compile_blocks == "auto" and can_compile(device)):
+    if _compiles(config, device):
         blocks = compile_blocks(language_model.model)
         log.info("Compiled blocks: %s.", ", ".join(blocks) or "none is known in this model")
     connector = _assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
@@ -122,13 +126,37 @@ def assemble_vision_tower(config: TrainConfig, device: str) -> VisionTower:
         image_mean=mean,
         image_std=std,
     )
-    if config.vision_tower.fuse_gelu is True or (
-        config.vision_tower.fuse_gelu == "auto"
-        and device == "cpu"
-        and config.parallelism == "replicate"
-    ):
+    fuses = config.vision_tower.fuse_gelu
+    if fuses is True and device == "gpu":
+        raise ValueError("vision_tower.fuse_gelu: true, but it is for a CPU; set it to auto")
+    if fuses == "auto":
+        fuses = device == "cpu" and config.parallelism == "replicate"
+    if fuses:
         log.info("Linear layers with GELU in one: %d.", fuse_gelu(tower.model))
     return tower
+
+
+def _compiles(config: TrainConfig, device: str) -> bool:
+    if config.compile_blocks is False:
+        return False
+    obstacle = compile_obstacle(device)
+    if obstacle is None:
+        return True
+    if config.compile_blocks is True:
+        raise ValueError(
+            f"compile_blocks: true, but {obstacle}; install it, or set compile_blocks: false"
+        )
+    log.info("Blocks are not compiled: %s.", obstacle)
+    return False
+
+
+def unloaded(config: TrainConfig) -> TrainConfig:
+    """Copy a configuration for a model on the meta device: no weight is read, nothing compiled."""
+    config = copy.deepcopy(config)
+    for tower in (config.vision_tower, config.language_model):
+        tower.pretrained = False
+    config.compile_blocks = config.vision_tower.fuse_gelu = False
+    return config
 
 
 def _assemble_connector(config: TrainConfig, vision_dim: int, llm_dim: int) -> Connector:

@@ -13,31 +13,23 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm_composer.assembly import assemble_model
+from vlm_composer.assembly import assemble_model, unloaded
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
-from vlm_composer.models.flops import TrainingFlops, training_flops
-from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.planning.activations import measure_activations
+from vlm_composer.models.flops import training_flops
 from vlm_composer.planning.devices import DEVICES, find_device
-from vlm_composer.planning.estimate import Cluster, Weights, memory_of_a_rank, recommend, speed
-from vlm_composer.planning.report import NOT_RUN, describe_gpus
-from vlm_composer.planning.scaling import check_batch, scaling
+from vlm_composer.planning.estimate import Cluster
+from vlm_composer.planning.on_gpus import microbatch_size, plan_on_gpus
+from vlm_composer.planning.report import describe_gpus
+from vlm_composer.planning.scaling import check_batch
 from vlm_composer.training.freezing import count_parameters, parts
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 """fp32 weight and AdamW's two moments of a trained parameter; frozen ones are not saved."""
-
-EPOCH_SAMPLES = 546_965
-"""LLaVA-Pretrain without the 2 % that are evaluated on, where nothing else is known."""
-
-MICROBATCH_FOR_AUTO = 16
-"""What `device_train_microbatch_size: auto` is planned as, at most."""
 
 
 def plan(
@@ -64,21 +56,20 @@ def plan(
     Returns:
         `parameters` by part with `connector`, `trainable` and `frozen` sums, `trained` (which
         parts), `checkpoint_bytes`, `tokens_per_sample`, `training_flops_per_sample` by part with
-        `total`; with `gpus`, also what `_on_gpus` returns.
+        `total`; with `gpus`, also what `plan_on_gpus` returns.
 
     Raises:
         ValueError: The device is unknown, or the global batch does not divide over the GPUs and
             their micro-batches.
     """
+    config = unloaded(config)
     for tower in (config.vision_tower, config.language_model):
-        tower.pretrained = False
         # Every GPU of the table multiplies bf16 in hardware; this machine may not.
         tower.dtype = "bf16" if tower.dtype == "auto" else tower.dtype
-    config.compile_blocks = config.vision_tower.fuse_gelu = False
     cluster = None
     if gpus is not None:
         cluster = Cluster(find_device(device), gpus, gpus_per_node, mfu)
-        check_batch(config.global_train_batch_size, gpus, _microbatch(config, gpus))
+        check_batch(config.global_train_batch_size, gpus, microbatch_size(config, gpus))
     with torch.device("meta"):
         model = assemble_model(config, device="gpu")
     by_part = {name: count_parameters(module) for name, module in parts(model).items()}
@@ -104,89 +95,8 @@ def plan(
         "training_flops_per_sample": {**asdict(flops), "total": flops.total},
     }
     if cluster is not None:
-        planned |= _on_gpus(config, model, flops, cluster, (prompt_tokens, answer_tokens))
+        planned |= plan_on_gpus(config, model, flops, cluster, (prompt_tokens, answer_tokens))
     return planned
-
-
-def _microbatch(config: TrainConfig, gpus: int) -> int:
-    size = config.device_train_microbatch_size
-    if size == "auto":
-        return max(min(MICROBATCH_FOR_AUTO, config.global_train_batch_size // gpus), 1)
-    return size
-
-
-def _on_gpus(
-    config: TrainConfig,
-    model: VisionLanguageModel,
-    flops: TrainingFlops,
-    cluster: Cluster,
-    text_tokens: tuple[int, int],
-) -> dict[str, Any]:
-    """Plan memory, communication and time; the model's weights are faked and gone after it.
-
-    Returns:
-        `gpus`, `gpus_per_node`, `device`, `mfu`, `global_batch`, `microbatch`; `activation_bytes`
-        (`kept`, `peak`); `memory_bytes` and `speed` for `replicate` and `shard`; `recommended` with
-        its `reason`; `epoch_samples` and where they are `epoch_samples_from`; `cache_bytes` of the
-        shards (None where unknown) and `features_bytes`; `scaling`, a row for each number of GPUs;
-        `computed`, that nothing of it was run.
-    """
-    microbatch = _microbatch(config, cluster.gpus)
-    weights = Weights.of(model)
-    tower = model.vision_tower
-    patch_bytes = tower.num_patches * tower.hidden_size * next(tower.parameters()).element_size()
-    activations = measure_activations(
-        model,
-        microbatch_size=microbatch,
-        prompt_tokens=text_tokens[0],
-        answer_tokens=text_tokens[1],
-        autocast_dtype=None if config.precision == "fp32" else torch.bfloat16,
-    )
-    samples, samples_from, cache_bytes = _epoch(config)
-    recommended, reason = recommend(weights, activations, cluster)
-    if recommended == "shard" and config.cache_prompts:
-        reason += "; it needs cache_prompts: false"
-    batch = config.global_train_batch_size
-    sizes = {"global_batch": batch, "microbatch": microbatch}
-    kinds = ("replicate", "shard")
-    return {
-        "computed": NOT_RUN,
-        "gpus": cluster.gpus,
-        "gpus_per_node": cluster.gpus_per_node,
-        "device": asdict(cluster.device),
-        "mfu": cluster.mfu,
-        **sizes,
-        "activation_bytes": asdict(activations),
-        "memory_bytes": {
-            kind: memory_of_a_rank(weights, activations, cluster.gpus, kind) for kind in kinds
-        },
-        "recommended": recommended,
-        "reason": reason,
-        "speed": {
-            kind: speed(weights, flops, cluster, **sizes, samples=samples, parallelism=kind)
-            for kind in kinds
-        },
-        "epoch_samples": samples,
-        "epoch_samples_from": samples_from,
-        "cache_bytes": cache_bytes,
-        "features_bytes": samples * patch_bytes,
-        "scaling": scaling(weights, activations, flops, cluster, **sizes, samples=samples),
-    }
-
-
-def _epoch(config: TrainConfig) -> tuple[int, str, int | None]:
-    """Samples of an epoch, where the number is from, and the bytes of their shards where known."""
-    samples, samples_from, cache_bytes = EPOCH_SAMPLES, "LLaVA-Pretrain's, assumed", None
-    dataset = config.train_loader.dataset
-    index = Path(dataset.remote or dataset.local, "index.json")
-    if index.is_file():
-        shards = json.loads(index.read_text())["shards"]
-        samples, samples_from = sum(shard["samples"] for shard in shards), "of the shards' index"
-        cache_bytes = sum(shard["raw_data"]["bytes"] for shard in shards)
-    report = config.callbacks.speed_report
-    if report is not None and report.full_epoch_samples:
-        samples, samples_from = report.full_epoch_samples, "full_epoch_samples"
-    return samples, samples_from, cache_bytes
 
 
 def describe(planned: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ def test_loss_and_gradient_are_those_of_cross_entropy(chunk, rows, bias, monkeyp
     linear = nn.Linear(16, 50, bias=bias).requires_grad_(False)
     hidden = torch.randn(rows, 16, requires_grad=True)
     targets = torch.randint(0, 50, (rows,))
-    ours = AnswerHead.of(linear)(hidden, targets)
+    ours = AnswerHead(linear)(hidden, targets)
     expected = nn.functional.cross_entropy(linear(hidden), targets, reduction="sum")
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(
@@ -32,7 +32,7 @@ def test_bf16_is_no_further_from_fp32_than_torch_in_bf16():
 
     def gradient(head, dtype, fused):
         x = hidden.to(dtype).requires_grad_()
-        head = AnswerHead.of(head.to(dtype))
+        head = AnswerHead(head.to(dtype))
         if fused:
             loss = head(x, targets) / 30
         else:
@@ -47,7 +47,7 @@ def test_bf16_is_no_further_from_fp32_than_torch_in_bf16():
 
 def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):
     monkeypatch.setattr(answer_head, "ROWS_A_CHUNK", 4)
-    head = AnswerHead.of(nn.Linear(2, 1000, bias=False).requires_grad_(False))
+    head = AnswerHead(nn.Linear(2, 1000, bias=False).requires_grad_(False))
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -64,7 +64,7 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):
 
 def test_a_head_keeps_the_parameters_of_the_linear_it_replaces():
     linear = nn.Linear(8, 20)
-    head = AnswerHead.of(linear)
+    head = AnswerHead(linear)
     assert head.weight is linear.weight
     assert head.bias is linear.bias
     torch.testing.assert_close(head(torch.ones(2, 3, 8)), linear(torch.ones(2, 3, 8)))

@@ -8,20 +8,12 @@ from transformers import GemmaConfig, GemmaForCausalLM
 from transformers.models.qwen3 import modeling_qwen3
 
 from tiny import packed, tiny_llama, tiny_qwen3
+from vlm_composer.assembly import assemble_model
 from vlm_composer.models.frozen_blocks import FrozenRMSNorm, FrozenSwiGLU, compile_blocks
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.training import hardware
 
-LENGTHS = [(5, 9, 1), (2,), (4, 4), (2, 30)]
-
-
-@pytest.fixture(autouse=True)
-def restore_rotary(monkeypatch):
-    """`compile_blocks` replaces the rotary embedding of an architecture, that is for other tests
-    too."""
-    for model in (tiny_qwen3, tiny_llama):
-        module = __import__(type(model()).__module__, fromlist=["_"])
-        monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)
+LENGTHS = [(5, 9, 1), (2,), (4, 4), (2, 30), (20, 17, 3)]
 
 
 def run(llm, rows, lengths, weights):
@@ -30,6 +22,11 @@ def run(llm, rows, lengths, weights):
     together = packed(ones, ones)
     hidden = llm.decode(rows.to(llm.model.dtype), together).float()
     return hidden, torch.autograd.grad((hidden * weights[together.answer_rows]).sum(), rows)[0]
+
+
+def together(results):
+    """Hidden states of several runs as one tensor, and their gradients as another."""
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
 def error(got, want):
@@ -59,11 +56,13 @@ def test_a_compiled_decoder_is_the_same_function(model):
     assert len(compile_blocks(plain.model)) == 3  # the rotary embedding among them
     assert len(compile_blocks(rounded.model)) == 2
     assert list(plain.state_dict()) == names
-    for case, want, reference in zip(cases, expected, theirs, strict=True):
+    for case, want in zip(cases, expected, strict=True):
         for got, exact in zip(run(plain, *case), want, strict=True):
             assert error(got, exact) < 1e-5
-        for got, in_bf16, exact in zip(run(rounded, *case), reference, want, strict=True):
-            assert error(got, exact) < 1.2 * error(in_bf16, exact)
+    # In bf16 a few rows say little: hidden states and gradients of all cases together.
+    ours = [run(rounded, *case) for case in cases]
+    for got, in_bf16, exact in zip(*map(together, (ours, theirs, expected)), strict=True):
+        assert error(got, exact) < 1.1 * error(in_bf16, exact)
 
 
 @pytest.mark.slow
@@ -119,6 +118,22 @@ def test_generation_is_unchanged(model):
 
 
 def test_a_cpu_without_a_compiler_cannot_compile(monkeypatch):
-    assert hardware.can_compile("cpu")
+    assert hardware.compile_obstacle("cpu") is None
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    assert not hardware.can_compile("cpu")
+    assert hardware.compile_obstacle("cpu") == "torch finds no C++ compiler"
+
+
+def test_what_a_yaml_insists_on_and_a_machine_cannot_do_is_refused(monkeypatch, tiny_config):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(
+        ValueError, match=r"compile_blocks: true, but torch finds no C\+\+ compiler"
+    ):
+        assemble_model(tiny_config(compile_blocks=True), "cpu", 299)
+    assemble_model(tiny_config(compile_blocks="auto"), "cpu", 299)
+
+
+def test_a_gelu_for_a_cpu_is_refused_on_a_gpu(tiny_config):
+    config = tiny_config()
+    config.vision_tower.fuse_gelu = True
+    with pytest.raises(ValueError, match="fuse_gelu: true, but it is for a CPU"):
+        assemble_model(config, "gpu", 299)

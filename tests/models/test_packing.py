@@ -16,8 +16,13 @@ from transformers import (
 )
 
 from tiny import IMAGE, packed, tiny_llama, tiny_qwen3
-from vlm_composer.models import packed_attention
 from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.packed_attention import (
+    PACKED_ATTENTION,
+    attention_by_products,
+    attention_kernel,
+    fused_attention,
+)
 from vlm_composer.models.packing import IGNORE_INDEX, pack
 from vlm_composer.models.prompt_cache import PromptCache
 
@@ -52,7 +57,7 @@ def apart(llm, rows):
     llm.model.config._attn_implementation = "eager"
     hidden = [llm.model.base_model(inputs_embeds=x[None]).last_hidden_state[0] for x in rows]
     if llm.packs:
-        llm.model.config._attn_implementation = packed_attention.PACKED_ATTENTION
+        llm.model.config._attn_implementation = PACKED_ATTENTION
     return torch.cat(hidden)
 
 
@@ -66,13 +71,13 @@ def all_answers(lengths):
     "model", [tiny_qwen3, tiny_llama, tiny_mistral, tiny_opt, tiny_bloom], ids=lambda m: m.__name__
 )
 @pytest.mark.parametrize("lengths", [(5, 9, 1), (4,), (1, 1), (7, 7, 7)], ids=str)
-@pytest.mark.parametrize("attend", ["_attend", "_attend_on_cpu"])
-def test_outputs_and_gradients_equal_those_of_single_samples(model, lengths, attend, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_attend_on_cpu", getattr(packed_attention, attend))
+@pytest.mark.parametrize("kernel", [fused_attention, attention_by_products])
+def test_outputs_and_gradients_equal_those_of_single_samples(model, lengths, kernel):
     llm = LanguageModel(model())
     rows = [torch.randn(length, 64, requires_grad=True) for length in lengths]
     weights = torch.randn(sum(lengths) - len(lengths), 64)
-    together = llm.decode(torch.cat(rows), all_answers(lengths))
+    with attention_kernel(kernel):
+        together = llm.decode(torch.cat(rows), all_answers(lengths))
     expected = apart(llm, rows)
     expected = expected[all_answers(lengths).answer_rows]
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
@@ -147,7 +152,7 @@ def test_generate_uses_and_gives_back_the_attention():
     llm = LanguageModel(tiny_llama())
     options = {"inputs_embeds": torch.randn(2, 5, 64), "max_new_tokens": 3, "do_sample": False}
     assert llm.generate(**options, pad_token_id=0, eos_token_id=None).shape == (2, 3)
-    assert llm.model.config._attn_implementation == packed_attention.PACKED_ATTENTION
+    assert llm.model.config._attn_implementation == PACKED_ATTENTION
 
 
 @pytest.mark.parametrize("model", [tiny_qwen3, tiny_llama, tiny_mistral], ids=lambda m: m.__name__)

@@ -1,16 +1,14 @@
 """What is measured on fake tensors, against runs that allocate."""
 
-from unittest import mock
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from tiny import IMAGE, K, tiny_qwen3, tiny_siglip
-from vlm_composer.models import packed_attention
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.packed_attention import attention_kernel, fused_attention
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.vision_tower import VisionTower
@@ -85,14 +83,17 @@ def test_flash_attention_is_counted_as_a_fused_kernel_that_runs():
     heads = {"num_key_value_heads": 4}  # without groups the CPU has a fused kernel too
     model = tiny_model(**heads)
     images, rows = sample_batch(model, SAMPLES, PROMPT, ANSWER)
-    with mock.patch.object(packed_attention, "_attend_on_cpu", packed_attention._attend):
+    with attention_kernel(fused_attention):
         real = measure_step(model, images, rows)
     with torch.device("meta"):
         model = tiny_model(**heads)
     fake = measure_activations(
-        model, microbatch_size=SAMPLES, prompt_tokens=PROMPT, answer_tokens=ANSWER,
+        model,
+        microbatch_size=SAMPLES,
+        prompt_tokens=PROMPT,
+        answer_tokens=ANSWER,
         autocast_dtype=None,
-    )  # fmt: skip
+    )
     assert fake.kept == pytest.approx(real.kept, rel=0.03)
     assert fake.peak == pytest.approx(real.peak, rel=0.03)
 

@@ -11,23 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlm_composer.models.replacing import StandInLinear
+
 ROWS_A_CHUNK = 256
 """Rows whose logits exist at a time: 155 MB in fp32 at a vocabulary of 151,936."""
 
 
-class AnswerHead(nn.Linear):
+class AnswerHead(StandInLinear):
     """A frozen head that returns logits, or, where it is given targets, their loss.
 
     It takes the place of a model's own head under the same name and with the same weights. The loss
     is computed in its `forward`, where FSDP2 gathers the weights.
-    """
 
-    @classmethod
-    def of(cls, linear: nn.Linear) -> AnswerHead:
-        """Return a head with the parameters of `linear`."""
-        head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        head.weight, head.bias = linear.weight, linear.bias
-        return head
+    Args:
+        linear: The model's own head.
+    """
 
     def forward(self, input: Tensor, targets_A: Tensor | None = None) -> Tensor:
         """Return logits, or a loss.

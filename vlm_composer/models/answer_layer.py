@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from vlm_composer.models.packing import PackedRows, take_rows
-from vlm_composer.models.same_code import same_code
+from vlm_composer.models.replacing import same_code
 
 
 class AnswerLayer(nn.Module):

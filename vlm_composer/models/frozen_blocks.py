@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
 
-from vlm_composer.models.same_code import same_code
+from vlm_composer.models.replacing import same_code
 
 # Itself, before an architecture's is replaced.
 _plain_rotation = llama.apply_rotary_pos_emb

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation, PytorchGELUTanh
 from transformers.models.siglip.modeling_siglip import SiglipMLP
 
-from vlm_composer.models.same_code import same_code
+from vlm_composer.models.replacing import StandInLinear, same_code
 
 
-class GELULinear(nn.Linear):
+class GELULinear(StandInLinear):
     """`gelu(linear(x))` on a CPU, without gradient.
 
     Keeps a copy of its weight in oneDNN's own layout, made at the first call and whenever the
@@ -28,10 +28,7 @@ class GELULinear(nn.Linear):
     """
 
     def __init__(self, linear: nn.Linear, approximate: str) -> None:
-        super().__init__(
-            linear.in_features, linear.out_features, linear.bias is not None, device="meta"
-        )
-        self.weight, self.bias = linear.weight, linear.bias
+        super().__init__(linear)
         self.approximate = approximate
         self._packed = torch.empty(0)
         self._packed_from: tuple[int, int] | None = None

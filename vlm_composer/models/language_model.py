@@ -124,7 +124,7 @@ class LanguageModel(Frozen):
     def _install(self) -> None:
         if self.packs:
             self.model.config._attn_implementation = PACKED_ATTENTION
-        self.model.set_output_embeddings(AnswerHead.of(self.model.get_output_embeddings()))
+        self.model.set_output_embeddings(AnswerHead(self.model.get_output_embeddings()))
         self.freeze()
 
     def _read_prompt(self, prompt: tuple[int, ...]) -> Layers:

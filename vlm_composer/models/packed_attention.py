@@ -10,7 +10,9 @@ key and value heads, C width of a head.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,23 @@ from vlm_composer.models.prompt_cache import PromptRows
 
 PACKED_ATTENTION = "packed_rows"
 """Name of `packed_attention` among transformers' attention functions."""
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Causal attention: queries (B, T, H, C), keys and values (B, T, G, C), scale → (B, T, H, C)."""
+
+_chosen: Kernel | None = None
+
+
+@contextlib.contextmanager
+def attention_kernel(kernel: Kernel) -> Iterator[None]:
+    """Have `packed_attention` compute by `kernel` and not by what suits the device."""
+    global _chosen
+    before, _chosen = _chosen, kernel
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -91,12 +110,16 @@ def packed_attention(
     query_BTHC = packing.pad(query_1HNC[0].transpose(0, 1))
     key_BTGC = packing.pad(key_1GNC[0].transpose(0, 1), prompt_keys)
     value_BTGC = packing.pad(value_1GNC[0].transpose(0, 1), prompt_values)
-    attend = _attend_on_cpu if query_1HNC.device.type == "cpu" else _attend
+    attend = _chosen or (
+        attention_by_products if query_1HNC.device.type == "cpu" else fused_attention
+    )
     scale = query_1HNC.shape[-1] ** -0.5 if scaling is None else scaling
     return packing.unpad(attend(query_BTHC, key_BTGC, value_BTGC, scale))[None], None
 
 
-def _attend(query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: float) -> Tensor:
+def fused_attention(
+    query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: float
+) -> Tensor:
     """Causal attention (B, T, H, C) by torch's fused kernels."""
     query, key, value = (x.transpose(1, 2) for x in (query_BTHC, key_BTGC, value_BTGC))
     return nn.functional.scaled_dot_product_attention(
@@ -104,7 +127,7 @@ def _attend(query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: flo
     ).transpose(1, 2)
 
 
-def _attend_on_cpu(
+def attention_by_products(
     query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, scale: float
 ) -> Tensor:
     """The same by matrix products, the query heads of a key head stacked on each other.

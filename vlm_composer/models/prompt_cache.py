@@ -19,7 +19,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 MANY_PROMPTS = 1000
-"""Prompts beyond which a data set is better read without a cache."""
+"""Prompts at which a warning says that the data may not be what the cache is for."""
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values (tokens, G, C) of each layer."""

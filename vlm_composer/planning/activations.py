@@ -16,12 +16,9 @@ twice (`activation_checkpointing`).
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vlm_composer.models import packed_attention
+from vlm_composer.models.packed_attention import attention_kernel
 from vlm_composer.models.packing import IGNORE_INDEX, PackedRows, pack
 from vlm_composer.models.vlm import AnswerLoss, VisionLanguageModel
 
@@ -119,7 +116,7 @@ def measure_activations(
     fake_weights(model, mode)
     images, rows = sample_batch(model, microbatch_size, prompt_tokens, answer_tokens)
     images, rows = fake_batch(mode, images, rows)
-    with mode, _attention_of_a_gpu():
+    with mode, attention_kernel(_flash_attention):
         return measure_step(model, images, rows, autocast_dtype)
 
 
@@ -212,9 +209,3 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     heads_first = (x.transpose(1, 2) for x in (query, key, value))
     flash = torch.ops.aten._scaled_dot_product_flash_attention
     return flash(*heads_first, 0.0, True, scale=scale)[0].transpose(1, 2)
-
-
-@contextlib.contextmanager
-def _attention_of_a_gpu() -> Iterator[None]:
-    with mock.patch.object(packed_attention, "_attend_on_cpu", _flash_attention):
-        yield

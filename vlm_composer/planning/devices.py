@@ -1,4 +1,7 @@
-"""What GPUs can do by their vendor's figures; nothing here was measured."""
+"""What GPUs can do by their vendor's figures, written down from memory of the data sheets.
+
+Nothing here was measured, nor looked up again: check a figure before you buy by it.
+"""
 
 from __future__ import annotations
 

@@ -65,14 +65,22 @@ def scaling(
         parallelism, _ = recommend(weights, activations, other)
         batch, size = batch_on(global_batch, gpus, microbatch)
         row: dict[str, Any] = {
-            "gpus": gpus, "parallelism": parallelism, "global_batch": batch, "microbatch": size,
-        }  # fmt: skip
+            "gpus": gpus,
+            "parallelism": parallelism,
+            "global_batch": batch,
+            "microbatch": size,
+        }
         if parallelism is not None:
             memory = memory_of_a_rank(weights, activations, gpus, parallelism)
             row["memory"] = memory["total"]
             row |= speed(
-                weights, flops, other, global_batch=batch, microbatch=size, samples=samples,
+                weights,
+                flops,
+                other,
+                global_batch=batch,
+                microbatch=size,
+                samples=samples,
                 parallelism=parallelism,
-            )  # fmt: skip
+            )
         rows.append(row)
     return rows

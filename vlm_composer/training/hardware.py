@@ -49,18 +49,17 @@ def storage_dtype(dtype: Dtype, device: str) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def can_compile(device: str) -> bool:
-    """Whether torch can compile for the device: with Triton, or, for a CPU, with a C++ compiler and
-    Python's headers."""
+def compile_obstacle(device: str) -> str | None:
+    """What keeps torch from compiling for a device, "cpu" or "gpu"; None where it can."""
     if device == "gpu":
-        return has_triton()
+        return None if has_triton() else "torch finds no Triton"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return False
+        return "Python's headers (Python.h) are not installed"
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return False
-    return True
+        return "torch finds no C++ compiler"
+    return None
 
 
 def choose_precision(precision: str, device: str) -> tuple[Precision, torch.dtype | None]:
