@@ -80,6 +80,10 @@ def test_a_missing_key_is_named(tmp_path):
         ("optimizer.betas=[0.9,1.0]", "optimizer.betas: [0.9, 1.0] are not both in [0, 1)"),
         ("scheduler.alpha_f=2", "scheduler.alpha_f: 2.0 is not between 0 and 1"),
         ("fsdp_config.verbose=true", "fsdp_config: has no effect with parallelism: replicate"),
+        (
+            "fsdp_config.data_parallel_shard_degree=2",
+            "data_parallel_shard_degree: has no effect with parallelism: replicate",
+        ),
         ("autoresume=true", "autoresume: needs a save_folder"),
         ("load_weights_only=true", "load_weights_only: has no effect without load_path"),
         ("eval_loader.drop_last=true", "eval_loader.drop_last: must be false"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from vlm_composer import plan
 from vlm_composer.config import TrainConfig
 from vlm_composer.planning.activations import ActivationBytes
 from vlm_composer.planning.devices import DEVICES
-from vlm_composer.planning.estimate import Cluster, Weights, recommend
+from vlm_composer.planning.estimate import Cluster, Room, Weights, recommend
 
 STAGE1 = Path(__file__).parent.parent / "yamls" / "stage1.yaml"
 
@@ -90,16 +91,40 @@ def test_the_recommendation_changes_with_the_device(stage1):
         largest_units=2_489_319_424,
     )  # fmt: skip
     activations = ActivationBytes(**stage1["activation_bytes"])
-    chosen = {
-        name: recommend(weights, activations, Cluster(DEVICES[name], 8, 8, 0.45))
-        for name in ("h100", "l40s", "l4")
-    }
-    assert chosen["h100"][0] == chosen["l40s"][0] == "replicate"
-    assert chosen["l4"][0] == "shard"
-    assert "more than the 20.1 GiB of l4 memory" in chosen["l4"][1]
-    alone, reason = recommend(weights, activations, Cluster(DEVICES["l4"], 1, 8, 0.45))
+
+    def choose(device, gpus):
+        return recommend(weights, activations, Room.of(Cluster(DEVICES[device], gpus, 8, 0.45)))
+
+    assert choose("h100", 8)[0] == choose("l40s", 8)[0] == choose("h100", 512)[0] == "replicate"
+    chosen, reason = choose("l4", 8)
+    assert chosen == "shard"
+    assert "more than the 20.1 GiB of l4 memory" in reason
+    chosen, reason = choose("l4", 16)
+    assert chosen == "hybrid"
+    assert "a shard of the 8 ranks of a node takes 12.7" in reason
+    huge = replace(weights, towers=20 * weights.towers, backward=20 * weights.backward)
+    chosen, reason = recommend(huge, activations, Room.of(Cluster(DEVICES["h100"], 64, 8, 0.45)))
+    assert chosen == "hybrid"
+    chosen, reason = recommend(huge, activations, Room.of(Cluster(DEVICES["l40s"], 64, 8, 0.45)))
+    assert chosen == "shard", reason
+    alone, reason = choose("l4", 1)
     assert alone is None
-    assert "smaller micro-batch or more GPUs" in reason
+    assert "smaller micro-batch or more ranks" in reason
+
+
+def test_hybrid_gathers_within_the_node_and_sends_a_part_between_nodes():
+    planned = plan.plan(
+        TrainConfig.read(STAGE1, ["device_train_microbatch_size=8"]), gpus=32, device="l4"
+    )
+    sent = {kind: speed["communication"] for kind, speed in planned["speed"].items()}
+    assert sent.keys() == {"replicate", "hybrid", "shard"}
+    # An all-reduce of an eighth of the connector's gradients with three other nodes.
+    assert sent["hybrid"]["bytes_between_nodes"] == 2 * 4 * 82445824 / 8 * 3 / 4
+    assert sent["hybrid"]["bytes"] > 20e9 > 100 * sent["hybrid"]["bytes_between_nodes"]
+    memory = planned["memory_bytes"]
+    assert memory["hybrid"]["towers"] == memory["replicate"]["towers"] / 8
+    assert memory["shard"]["towers"] == memory["replicate"]["towers"] / 32
+    assert "hybrid" in plan.describe(planned)
 
 
 def test_a_sharded_plan_names_what_it_cannot_be_run_with():

@@ -75,7 +75,11 @@ def assemble_template(config: TrainConfig) -> Template:
 
 
 def assemble_model(
-    config: TrainConfig, device: str, image_token_id: int | None = None
+    config: TrainConfig,
+    device: str,
+    image_token_id: int | None = None,
+    *,
+    empty_towers: bool = False,
 ) -> VisionLanguageModel:
     """Build the towers and the connector.
 
@@ -88,6 +92,8 @@ def assemble_model(
             device.
         image_token_id: Id of `<image_patch>`; None takes the last row of the table, for models that
             only plan.
+        empty_towers: Read no weight of the towers; they are on the meta device, for ranks that
+            get them from another.
 
     Returns:
         The model, towers frozen.
@@ -95,9 +101,9 @@ def assemble_model(
     Raises:
         ValueError: The towers cannot be used, or the device cannot do what the yaml insists on.
     """
-    vision_tower = assemble_vision_tower(config, device)
+    vision_tower = assemble_vision_tower(config, device, empty=empty_towers)
     language_model = LanguageModel(
-        load_language_model(**_tower_options(config.language_model, device))
+        load_language_model(**_tower_options(config.language_model, device), empty=empty_towers)
     )
     if image_token_id is None:
         image_token_id = language_model.vocab_size - 1
@@ -113,12 +119,13 @@ def assemble_model(
     return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
 
 
-def assemble_vision_tower(config: TrainConfig, device: str) -> VisionTower:
+def assemble_vision_tower(config: TrainConfig, device: str, *, empty: bool = False) -> VisionTower:
     """Build the vision tower alone; arguments as for `assemble_model`."""
     mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
     tower = VisionTower(
         load_vision_model(
             **_tower_options(config.vision_tower, device),
+            empty=empty,
             attn_implementation=config.vision_tower.attn_implementation,
         ),
         layer=config.vision_tower.layer,

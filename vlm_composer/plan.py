@@ -21,6 +21,7 @@ from vlm_composer.assembly import assemble_model, unloaded
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
 from vlm_composer.models.flops import training_flops
+from vlm_composer.planning.activations import ANSWER_TOKENS, PROMPT_TOKENS
 from vlm_composer.planning.devices import DEVICES, find_device
 from vlm_composer.planning.estimate import Cluster
 from vlm_composer.planning.on_gpus import microbatch_size, plan_on_gpus
@@ -35,8 +36,8 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12
 def plan(
     config: TrainConfig,
     *,
-    prompt_tokens: int = 9,
-    answer_tokens: int = 24,
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
     gpus: int | None = None,
     gpus_per_node: int = 8,
     device: str = "h100",
@@ -46,8 +47,8 @@ def plan(
 
     Args:
         config: The run; towers are planned from their configurations, whatever `pretrained` says.
-        prompt_tokens: Text tokens of a sample before its answer. LLaVA-Pretrain has about 9.
-        answer_tokens: Answer tokens of a sample, end-of-text included. LLaVA-Pretrain has about 24.
+        prompt_tokens: Text tokens of a sample before its answer.
+        answer_tokens: Answer tokens of a sample, end-of-text included.
         gpus: Ranks (N); None leaves out all that depends on GPUs.
         gpus_per_node: Of them in a node.
         device: One of `planning.devices.DEVICES`.
@@ -128,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("yaml", help="a training yaml, for example yamls/stage1.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
     parser.add_argument(
-        "--prompt-tokens", type=int, default=9, help="text tokens before the answer"
+        "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="text tokens before the answer"
     )
     parser.add_argument(
-        "--answer-tokens", type=int, default=24, help="answer tokens with end-of-text"
+        "--answer-tokens", type=int, default=ANSWER_TOKENS, help="answer tokens with end-of-text"
     )
     parser.add_argument("--gpus", type=int, default=1, help="ranks (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="of them in a node (8)")

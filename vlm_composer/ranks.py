@@ -41,6 +41,17 @@ def run_on(chosen: bool, action: Callable[[], T]) -> T | None:
     return result
 
 
+def on_every_rank(action: Callable[[], T]) -> T:
+    """Run `action` on all ranks, each for itself, and fail on all where it fails on one.
+
+    Raises:
+        ValueError: It did on some rank.
+        OSError: It did on some rank.
+    """
+    result: T = run_on(True, action)  # type: ignore[assignment]
+    return result
+
+
 def on_rank_zero(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and give every rank what it returned (which must be picklable).
 

@@ -21,10 +21,12 @@ from vlm_composer.assembly import (
     features_of,
 )
 from vlm_composer.config import TrainConfig
-from vlm_composer.ranks import on_rank_zero, run_on
+from vlm_composer.planning.choose import choose_parallelism
+from vlm_composer.ranks import on_every_rank, on_rank_zero, run_on
 from vlm_composer.training.freezing import log_parts
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.logging_setup import log_to_stderr
+from vlm_composer.training.parallelism import assemble_on_first_rank
 from vlm_composer.training.preemption import EXIT_CODE, Preempted
 from vlm_composer.training.resumption import find_resumption, open_save_folder, resume
 from vlm_composer.training.towers_identity import check_features, identify_towers
@@ -50,20 +52,25 @@ def prepare(config: TrainConfig) -> Trainer:
     # Before any streaming object, which asks it for the ranks.
     dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
     log_to_stderr()
+    config = choose_parallelism(config, device)
     log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
 
     # What can be wrong with stores and data is found before the towers are loaded.
     save_folder = open_save_folder(config)
     resumption = find_resumption(config, save_folder)
-    template = assemble_template(config)
-    encoder = assemble_encoder(config, template)
+    template = on_every_rank(lambda: assemble_template(config))
+    encoder = on_every_rank(lambda: assemble_encoder(config, template))
     run_on(dist.get_local_rank() == 0, lambda: claim_data(config))
     train_data = assemble_train_loader(config, encoder, device)
     evaluators = assemble_evaluators(config, encoder, device)
 
     # Every rank draws the same connector; ranks differ only once the Trainer has seeded them.
     reproducibility.seed_all(config.seed)
-    vlm = assemble_model(config, device, template.image_token_id)
+    vlm = assemble_on_first_rank(
+        lambda empty: assemble_model(config, device, template.image_token_id, empty_towers=empty),
+        config.parallelism,
+        device,
+    )
     log_parts(vlm)
     towers = on_rank_zero(lambda: identify_towers(config, vlm))
     check_features(features_of(train_data, evaluators), towers)

@@ -71,7 +71,7 @@ def test_any_microbatch_gives_the_gradient_of_the_whole_batch(tiny_config, micro
 
 
 @pytest.mark.world_size(2)
-@pytest.mark.parametrize("parallelism", ["replicate", "shard"])
+@pytest.mark.parametrize("parallelism", ["replicate", "shard", "hybrid"])
 @pytest.mark.parametrize("microbatch", [4, 1])
 def test_two_ranks_give_the_gradient_of_the_whole_batch(tiny_config, parallelism, microbatch):
     lengths = check_first_step(
@@ -80,6 +80,35 @@ def test_two_ranks_give_the_gradient_of_the_whole_batch(tiny_config, parallelism
         )
     )
     assert len(lengths) == 2, "the ranks must hold different numbers of answer tokens"
+
+
+@pytest.mark.world_size(2)
+def test_two_copies_of_one_rank_each_give_the_gradient_of_the_whole_batch(tiny_config):
+    hybrid = {"parallelism": "hybrid", "fsdp_config": {"data_parallel_shard_degree": 1}}
+    check_first_step(tiny_config(max_duration="1ba", **hybrid))
+
+
+HYBRID = {"parallelism": "hybrid", "fsdp_config": {"data_parallel_shard_degree": 2}}
+
+
+@pytest.mark.world_size(4)
+@pytest.mark.parametrize("microbatch", [2, 1])
+def test_two_by_two_ranks_give_the_gradient_of_the_whole_batch(tiny_config, microbatch):
+    check_first_step(
+        tiny_config(max_duration="1ba", device_train_microbatch_size=microbatch, **HYBRID)
+    )
+
+
+@pytest.mark.world_size(4)
+def test_two_by_two_ranks_evaluate_every_sample_once(tiny_config, shards):
+    check_evaluation(
+        tiny_config(
+            eval_loader=evaluation_settings(shards),
+            device_eval_batch_size=3,
+            device_train_microbatch_size=2,
+            **HYBRID,
+        )
+    )
 
 
 FAST = {
@@ -163,7 +192,7 @@ def test_evaluation_on_two_ranks_counts_every_sample_once(tiny_config, shards, b
 
 @pytest.mark.world_size(2)
 def test_gloo_still_sums_where_it_should_average():
-    """The reason of `mend_gloo_averages`; when this fails, upstream has mended it: remove both."""
+    """Why `average_gradients` divides; when this fails, upstream has mended it: it need not."""
     output = torch.empty(1)
     torch.distributed.reduce_scatter_tensor(output, torch.ones(2), torch.distributed.ReduceOp.AVG)
     assert output.item() == 2.0

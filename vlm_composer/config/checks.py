@@ -93,17 +93,24 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
                 f"{key}.config_overrides: cannot change the shape of pretrained weights; remove "
                 "it or set pretrained: false"
             )
-    if config.fsdp_config is not None and config.parallelism != "shard":
+    parallelism = config.parallelism
+    if config.fsdp_config is not None and parallelism == "replicate":
         yield (
-            f"fsdp_config: has no effect with parallelism: {config.parallelism}; "
-            "set shard or remove it"
+            "fsdp_config: has no effect with parallelism: replicate; set shard or hybrid, or "
+            "remove it"
+        )
+    degree = config.shard_degree
+    if degree is not None and parallelism != "hybrid":
+        yield (
+            "fsdp_config.data_parallel_shard_degree: has no effect with parallelism: "
+            f"{parallelism}; set hybrid or remove it"
         )
     if config.vision_tower.fuse_gelu is True and (
-        config.device == "gpu" or config.parallelism == "shard"
+        config.device == "gpu" or parallelism != "replicate"
     ):
         yield "vision_tower.fuse_gelu: only on a CPU with parallelism: replicate; set it to auto"
-    if config.cache_prompts and config.parallelism == "shard":
-        yield "cache_prompts: does not work with parallelism: shard; set it to false"
+    if config.cache_prompts and parallelism in ("shard", "hybrid"):
+        yield f"cache_prompts: does not work with parallelism: {parallelism}; set it to false"
     if config.autoresume and config.save_folder is None:
         yield "autoresume: needs a save_folder to resume from"
     if config.autoresume and config.save_overwrite:
@@ -122,6 +129,12 @@ def _batch_sizes(config: TrainConfig) -> Iterator[str]:
     microbatch, batch = config.device_train_microbatch_size, config.global_train_batch_size
     # The launcher sets WORLD_SIZE before the script starts.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    degree = config.shard_degree
+    if degree is not None and (degree < 1 or world_size % degree):
+        yield (
+            f"fsdp_config.data_parallel_shard_degree: {degree} does not divide the {world_size} "
+            "ranks; leave it out for the ranks of a node"
+        )
     if batch >= 1 and batch % world_size:
         yield (
             f"global_train_batch_size: {batch} does not divide by the {world_size} ranks; "
@@ -130,7 +143,10 @@ def _batch_sizes(config: TrainConfig) -> Iterator[str]:
     if microbatch == "auto":
         if config.device == "cpu":
             yield "device_train_microbatch_size: auto works on a GPU only; give a number"
-        if config.parallelism == "shard":
-            yield "device_train_microbatch_size: auto does not work with shard; give a number"
+        if config.parallelism != "replicate":
+            yield (
+                "device_train_microbatch_size: auto does not work with parallelism: "
+                f"{config.parallelism}; give a number"
+            )
     elif microbatch < 1:
         yield f"device_train_microbatch_size: {microbatch} is less than 1"

@@ -59,13 +59,19 @@ class AlgorithmsConfig:
 
 @dataclass
 class FSDPConfig:
-    """Composer's FSDP2 settings, for `parallelism: shard`."""
+    """Composer's FSDP2 settings, for `parallelism: shard`, `hybrid` and, where one of them is
+    chosen, `auto`."""
 
     reshard_after_forward: bool = True
     """Free gathered weights after the forward and gather them again for the backward."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward instead of keeping its activations."""
+    data_parallel_shard_degree: int | None = None
+    """Ranks that share a copy of the model with `hybrid`; the ranks of a node when empty."""
     verbose: bool = False
+
+
+Parallelism = Literal["replicate", "shard", "hybrid", "auto"]
 
 
 @dataclass
@@ -104,15 +110,17 @@ class TrainConfig:
     amp_bf16 where the device multiplies bf16 in hardware, else fp32."""
     cache_prompts: bool = False
     """Read the prompt text before an image once and keep its keys and values: for data with few
-    different prompts, such as LLaVA-Pretrain. Not with `parallelism: shard`."""
+    different prompts, such as LLaVA-Pretrain. Only with `parallelism: replicate`."""
     compile_blocks: bool | Literal["auto"] = "auto"
     """Compile the language model's norms, rotary embeddings and feed-forwards: faster steps with
     the same gradients, for up to a minute at a machine's first start. auto: where torch finds a
     compiler."""
     device_train_microbatch_size: int | Literal["auto"] = "auto"
     """Samples a forward pass sees on one rank; auto (GPU) halves it until it fits."""
-    parallelism: Literal["replicate", "shard"] = "replicate"
-    """replicate: DDP, a copy of the towers on every rank. shard: FSDP2 over all ranks."""
+    parallelism: Parallelism = "replicate"
+    """replicate: DDP, a copy of the towers on every rank. shard: FSDP2 over all ranks. hybrid:
+    FSDP2 within a node, a copy on every node. auto: the first of replicate, hybrid and shard that
+    fits into the devices' memory by the plan."""
     fsdp_config: FSDPConfig | None = None
 
     eval_loader: EvalLoaderConfig | None = None
@@ -158,6 +166,11 @@ class TrainConfig:
     """torch's deterministic algorithms; slower."""
     dist_timeout: float = 600
     """Seconds that a collective operation may take."""
+
+    @property
+    def shard_degree(self) -> int | None:
+        """`fsdp_config.data_parallel_shard_degree`; None where it is empty."""
+        return self.fsdp_config.data_parallel_shard_degree if self.fsdp_config else None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

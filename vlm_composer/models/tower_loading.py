@@ -5,11 +5,14 @@ Everything works under `torch.device("meta")` as well.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -64,6 +67,7 @@ def load_vision_model(
     dtype: torch.dtype,
     revision: str | None = None,
     overrides: dict[str, Any] | None = None,
+    empty: bool = False,
     attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """Load a vision model.
@@ -74,6 +78,7 @@ def load_vision_model(
         dtype: Storage of the weights.
         revision: Branch, tag or commit on the hub.
         overrides: Attributes of the configuration to change (`pretrained=False` only).
+        empty: Read and draw nothing; the weights are on the meta device, and all else is as ever.
         attn_implementation: transformers' name of the attention function.
 
     Returns:
@@ -84,7 +89,7 @@ def load_vision_model(
     """
     config = read_config(name, revision=revision, overrides=overrides)
     options = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
-    return _load(AutoModel, name, config, pretrained, revision, options)
+    return _load(AutoModel, name, config, pretrained, revision, empty, options)
 
 
 def load_language_model(
@@ -94,6 +99,7 @@ def load_language_model(
     dtype: torch.dtype,
     revision: str | None = None,
     overrides: dict[str, Any] | None = None,
+    empty: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model; arguments and errors as for `load_vision_model`.
 
@@ -101,7 +107,7 @@ def load_language_model(
     """
     config = read_config(name, revision=revision, overrides=overrides)
     options = {"torch_dtype": dtype, "attn_implementation": "sdpa"}
-    return _load(AutoModelForCausalLM, name, config, pretrained, revision, options)
+    return _load(AutoModelForCausalLM, name, config, pretrained, revision, empty, options)
 
 
 def _load(
@@ -110,11 +116,15 @@ def _load(
     config: PretrainedConfig,
     pretrained: bool,
     revision: str | None,
+    empty: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
     if type(config) not in auto._model_mapping:
         kind = "causal language model" if auto is AutoModelForCausalLM else "vision model"
         raise ValueError(f"{name} is a {config.model_type}, which transformers has no {kind} for")
+    if empty:
+        with _parameters_on_meta():
+            return auto.from_config(copy.deepcopy(config), **options)
     if not pretrained:
         return auto.from_config(copy.deepcopy(config), **options)
     model, report = auto.from_pretrained(
@@ -126,3 +136,24 @@ def _load(
             f"the first is {missing[0]}; a frozen tower with random parts cannot be trained against"
         )
     return model
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Put every parameter that a module registers on the meta device.
+
+    Buffers and plain tensors, such as the frequencies of a rotary embedding, get their values,
+    which they would not under `torch.device("meta")`.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # a tied one stays the same object
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

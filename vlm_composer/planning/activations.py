@@ -30,6 +30,10 @@ from vlm_composer.models.packed_attention import attention_kernel
 from vlm_composer.models.packing import IGNORE_INDEX, PackedRows, pack
 from vlm_composer.models.vlm import AnswerLoss, VisionLanguageModel
 
+PROMPT_TOKENS, ANSWER_TOKENS = 9, 24
+"""Text tokens of a sample that are planned with where nothing else is said: LLaVA-Pretrain has
+about as many before an answer, and in it with the end-of-text token."""
+
 
 @dataclass(frozen=True)
 class ActivationBytes:

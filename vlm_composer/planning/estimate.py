@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_composer.config.run import Parallelism
 from vlm_composer.models.flops import TrainingFlops
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import ActivationBytes
@@ -89,40 +90,43 @@ class Cluster:
         return min(self.gpus, self.gpus_per_node)
 
     @property
+    def nodes(self) -> int:
+        """Nodes that are used."""
+        return self.gpus // self.node_size
+
+    @property
     def link(self) -> float:
         """Bytes/s at which a GPU takes part in a ring over all of them.
 
         Rings over several nodes pass each node's border on all of its cards together.
         """
-        if self.gpus <= self.gpus_per_node:
+        if self.nodes == 1:
             return self.device.intra_node
         return min(self.device.intra_node, self.device.inter_node * self.gpus_per_node)
 
-    @property
-    def others(self) -> float:
-        """Share of a tensor that a ring brings from the other ranks, (N - 1) / N."""
-        return (self.gpus - 1) / self.gpus
+    def shards(self, parallelism: str) -> int:
+        """Ranks that hold one copy of the model between them."""
+        return {"replicate": 1, "shard": self.gpus, "hybrid": self.node_size}[parallelism]
 
 
 def memory_of_a_rank(
-    weights: Weights, activations: ActivationBytes, gpus: int, parallelism: str
+    weights: Weights, activations: ActivationBytes, *, shards: int, world_size: int
 ) -> dict[str, float]:
     """Bytes of a rank by part, with `total`.
 
     Args:
         weights: Of the model.
         activations: Of a micro-batch; their peak is what counts.
-        gpus: Ranks (N).
-        parallelism: "replicate" or "shard".
+        shards: Ranks that hold one copy of the model between them.
+        world_size: All ranks.
     """
-    shards = gpus if parallelism == "shard" else 1
     parts = {
         "towers": weights.towers / shards,
         "gathered_units": float(weights.largest_units if shards > 1 else 0),
         "connector": weights.connector / shards,
         "gradients": weights.connector / shards,
         # torch's DDP copies gradients into buckets before it sends them.
-        "gradient_buckets": float(weights.connector if shards == 1 and gpus > 1 else 0),
+        "gradient_buckets": float(weights.connector if shards == 1 and world_size > 1 else 0),
         "adamw_moments": 2 * weights.connector / shards,
         "activations": float(activations.peak),
     }
@@ -140,17 +144,28 @@ def communication_of_a_step(
         accumulation: Micro-batches of a step on a rank.
         parallelism: replicate: one all-reduce of the connector's gradients. shard: in each
             micro-batch an all-gather of all weights, one more of what has a backward, and a
-            reduce-scatter of the gradients.
+            reduce-scatter of the gradients. hybrid: the same within the node, and an all-reduce of
+            each rank's part of the gradients with its fellows on the other nodes.
+
+    Returns:
+        `bytes`, those of them `bytes_between_nodes` (on one card, for hybrid), and `seconds`.
     """
+    shards = cluster.shards(parallelism)
+    gathered = weights.towers + weights.backward + 2 * weights.connector
+    sharded = accumulation * (gathered + weights.connector) * _others(shards)
+    if parallelism == "shard":
+        across = sharded if cluster.nodes > 1 else 0.0
+        return {"bytes": sharded, "bytes_between_nodes": across, "seconds": sharded / cluster.link}
+    # An all-reduce is a reduce-scatter and an all-gather.
     if parallelism == "replicate":
-        received = 2 * weights.connector * cluster.others  # a reduce-scatter and an all-gather
-    else:
-        gathered = weights.towers + weights.backward + 2 * weights.connector
-        received = accumulation * (gathered + weights.connector) * cluster.others
+        sent = 2 * weights.connector * _others(cluster.gpus)
+        across = sent if cluster.nodes > 1 else 0.0
+        return {"bytes": sent, "bytes_between_nodes": across, "seconds": sent / cluster.link}
+    across = accumulation * 2 * weights.connector / shards * _others(cluster.nodes)
     return {
-        "bytes": received,
-        "link_bytes_per_second": cluster.link,
-        "seconds": received / cluster.link,
+        "bytes": sharded + across,
+        "bytes_between_nodes": across,
+        "seconds": sharded / cluster.device.intra_node + across / cluster.device.inter_node,
     }
 
 
@@ -177,7 +192,7 @@ def speed(
         global_batch: Samples of a step.
         microbatch: Samples of a forward pass on a rank.
         samples: Of an epoch.
-        parallelism: "replicate" or "shard".
+        parallelism: "replicate", "hybrid" or "shard".
 
     Returns:
         `seconds_per_step`, `samples_per_second`, `hours_per_epoch`, `communication`, and the images
@@ -195,7 +210,7 @@ def speed(
         "seconds_per_step": seconds,
         "limited_by": (
             "gathering weights"
-            if parallelism == "shard" and waiting > computing
+            if parallelism != "replicate" and waiting > computing
             else "reading weights from memory"
             if reading > arithmetic
             else "arithmetic"
@@ -208,40 +223,83 @@ def speed(
     }
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where a run is to fit: its ranks and what each of them has.
+
+    Attributes:
+        memory: Bytes of a rank's device.
+        device: What it is called.
+        world_size: All ranks.
+        node_size: Ranks of a node.
+    """
+
+    memory: float
+    device: str
+    world_size: int
+    node_size: int
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Room:
+        """The room that a cluster gives."""
+        device = cluster.device
+        return cls(device.memory, device.name, cluster.gpus, cluster.node_size)
+
+    @property
+    def usable(self) -> float:
+        """Bytes that may be planned with."""
+        return (1 - FREE_SHARE) * self.memory
+
+
 def recommend(
-    weights: Weights, activations: ActivationBytes, cluster: Cluster
-) -> tuple[str | None, str]:
-    """Choose `parallelism`, with the reason in a sentence; None where neither fits."""
-    usable = (1 - FREE_SHARE) * cluster.device.memory
-    replicated, sharded = (
-        memory_of_a_rank(weights, activations, cluster.gpus, parallelism)["total"]
-        for parallelism in ("replicate", "shard")
-    )
-    room = f"{_gib(usable)} GiB of {cluster.device.name} memory less a margin of {FREE_SHARE:.0%}"
-    if replicated <= usable:
+    weights: Weights, activations: ActivationBytes, room: Room
+) -> tuple[Parallelism | None, str]:
+    """Choose `parallelism`, with the reason in a sentence; None where nothing fits.
+
+    The fewer ranks share a copy the less is sent: replicate before hybrid before shard.
+    """
+    world_size, node_size = room.world_size, room.node_size
+    totals = {
+        shards: memory_of_a_rank(weights, activations, shards=shards, world_size=world_size)[
+            "total"
+        ]
+        for shards in (1, node_size, world_size)
+    }
+    text = f"{_gib(room.usable)} GiB of {room.device} memory less a margin of {FREE_SHARE:.0%}"
+    whole = _gib(totals[1])
+    if totals[1] <= room.usable:
         return "replicate", (
-            f"a rank's {_gib(replicated)} GiB fit into the {room}, and only the connector's "
-            "gradients are sent"
+            f"a rank's {whole} GiB fit into the {text}, and only the connector's gradients are sent"
         )
-    if cluster.gpus > 1 and sharded <= usable and not weights.tied:
-        return "shard", (
-            f"a whole copy takes {_gib(replicated)} GiB, more than the {room}; a shard of "
-            f"{cluster.gpus} takes {_gib(sharded)}"
-        )
-    if weights.tied and sharded <= usable:
+    fitting = [shards for shards in (node_size, world_size) if totals[shards] <= room.usable]
+    if fitting and weights.tied:
         return None, (
-            f"a whole copy takes {_gib(replicated)} GiB, more than the {room}, and a language "
-            "model whose table is its head is not sharded; use a smaller micro-batch"
+            f"a whole copy takes {whole} GiB, more than the {text}, and a language model whose "
+            "table is its head is not sharded; use a smaller micro-batch"
         )
-    if cluster.gpus == 1:
+    too_much = f"a whole copy takes {whole} GiB, more than the {text}"
+    if fitting and 1 < fitting[0] < world_size:
+        return "hybrid", (
+            f"{too_much}; a shard of the {node_size} ranks of a node takes "
+            f"{_gib(totals[node_size])}, and weights are gathered within the node"
+        )
+    if fitting:
+        return "shard", f"{too_much}; a shard of {world_size} takes {_gib(totals[world_size])}"
+    if world_size == 1:
         return None, (
-            f"a whole copy ({_gib(replicated)} GiB) does not fit into the {room}; use a smaller "
-            "micro-batch or more GPUs"
+            f"a whole copy ({whole} GiB) does not fit into the {text}; use a smaller micro-batch "
+            "or more ranks"
         )
     return None, (
-        f"neither a whole copy ({_gib(replicated)} GiB) nor a shard of {cluster.gpus} "
-        f"({_gib(sharded)} GiB) fits into the {room}; use a smaller micro-batch or more GPUs"
+        f"neither a whole copy ({whole} GiB) nor a shard of {world_size} "
+        f"({_gib(totals[world_size])} GiB) fits into the {text}; use a smaller micro-batch or more "
+        "ranks"
     )
+
+
+def _others(ranks: int) -> float:
+    """Share of a tensor that a ring brings from the other ranks, (N - 1) / N."""
+    return (ranks - 1) / ranks
 
 
 def _bytes(module: Any) -> int:

@@ -13,7 +13,14 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.models.flops import TrainingFlops
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import measure_activations
-from vlm_composer.planning.estimate import Cluster, Weights, memory_of_a_rank, recommend, speed
+from vlm_composer.planning.estimate import (
+    Cluster,
+    Room,
+    Weights,
+    memory_of_a_rank,
+    recommend,
+    speed,
+)
 from vlm_composer.planning.report import NOT_RUN
 from vlm_composer.planning.scaling import scaling
 
@@ -43,9 +50,10 @@ def plan_on_gpus(
 
     Returns:
         `gpus`, `gpus_per_node`, `device`, `mfu`, `global_batch`, `microbatch`; `activation_bytes`
-        (`kept`, `peak`); `memory_bytes` and `speed` for `replicate` and `shard`; `recommended` with
-        its `reason`; `epoch_samples` and where they are `epoch_samples_from`; `cache_bytes` of the
-        shards (None where unknown) and `features_bytes`; `scaling`, a row for each number of GPUs;
+        (`kept`, `peak`); `memory_bytes` and `speed` for each `parallelism`, `hybrid` only over
+        several nodes; `recommended` with its `reason`; `epoch_samples` and where they are
+        `epoch_samples_from`; `cache_bytes` of the shards (None where unknown) and `features_bytes`;
+        `scaling`, a row for each number of GPUs;
         `computed`, that nothing of it was run.
     """
     microbatch = microbatch_size(config, cluster.gpus)
@@ -60,12 +68,13 @@ def plan_on_gpus(
         autocast_dtype=None if config.precision == "fp32" else torch.bfloat16,
     )
     samples, samples_from, cache_bytes = _epoch(config)
-    recommended, reason = recommend(weights, activations, cluster)
-    if recommended == "shard" and config.cache_prompts:
+    recommended, reason = recommend(weights, activations, Room.of(cluster))
+    if recommended in ("shard", "hybrid") and config.cache_prompts:
         reason += "; it needs cache_prompts: false"
     batch = config.global_train_batch_size
     sizes = {"global_batch": batch, "microbatch": microbatch}
-    kinds = ("replicate", "shard")
+    # Within one node hybrid is shard.
+    kinds = ("replicate", "hybrid", "shard") if cluster.nodes > 1 else ("replicate", "shard")
     return {
         "computed": NOT_RUN,
         "gpus": cluster.gpus,
@@ -75,7 +84,10 @@ def plan_on_gpus(
         **sizes,
         "activation_bytes": asdict(activations),
         "memory_bytes": {
-            kind: memory_of_a_rank(weights, activations, cluster.gpus, kind) for kind in kinds
+            kind: memory_of_a_rank(
+                weights, activations, shards=cluster.shards(kind), world_size=cluster.gpus
+            )
+            for kind in kinds
         },
         "recommended": recommended,
         "reason": reason,

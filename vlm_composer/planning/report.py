@@ -21,11 +21,12 @@ _PARTS = {
 def describe_gpus(planned: dict[str, Any]) -> list[str]:
     """Format what `plan` says of GPUs, line by line."""
     gpus, device = planned["gpus"], planned["device"]
-    lines = [f"Memory of a rank, GiB ({NOT_RUN})", f"  {'':<18}{'replicate':>10}{'shard':>10}"]
     memory = planned["memory_bytes"]
+    head = f"  {'':<18}" + "".join(f"{kind:>10}" for kind in memory)
+    lines = [f"Memory of a rank, GiB ({NOT_RUN})", head]
     for part, text in _PARTS.items():
-        both = "".join(f"{memory[p][part] / 2**30:>10.2f}" for p in ("replicate", "shard"))
-        lines.append(f"  {text:<18}{both}")
+        sizes = "".join(f"{size[part] / 2**30:>10.2f}" for size in memory.values())
+        lines.append(f"  {text:<18}{sizes}")
     kept = planned["activation_bytes"]["kept"] / 2**30
     lines += [
         f"  activations of {planned['microbatch']} samples: measured on fake tensors by forward "
@@ -34,23 +35,27 @@ def describe_gpus(planned: dict[str, Any]) -> list[str]:
         f"Parallelism on {gpus} × {device['name']}",
         f"  {planned['recommended'] or 'none fits'}: {planned['reason']}.",
         f"A step and an epoch on {gpus} × {device['name']} at {planned['mfu']:.0%} MFU ({NOT_RUN})",
-        f"  {'':<18}{'replicate':>10}{'shard':>10}",
+        head,
     ]
-    both_speeds = [planned["speed"][p] for p in ("replicate", "shard")]
-    sent = [speed["communication"] for speed in both_speeds]
+    speeds = list(planned["speed"].values())
+    sent = [speed["communication"] for speed in speeds]
     for text, values in (
         ("received, GB", [c["bytes"] / 1e9 for c in sent]),
+        ("over nodes, GB", [c["bytes_between_nodes"] / 1e9 for c in sent]),
         ("on links, s", [c["seconds"] for c in sent]),
-        ("step, s", [s["seconds_per_step"] for s in both_speeds]),
-        ("samples/s", [s["samples_per_second"] for s in both_speeds]),
-        ("epoch, h", [s["hours_per_epoch"] for s in both_speeds]),
-        ("images/s a GPU", [s["images_per_second_per_gpu"] for s in both_speeds]),
-        ("images/s a node", [s["images_per_second_per_node"] for s in both_speeds]),
+        ("step, s", [s["seconds_per_step"] for s in speeds]),
+        ("samples/s", [s["samples_per_second"] for s in speeds]),
+        ("epoch, h", [s["hours_per_epoch"] for s in speeds]),
+        ("images/s a GPU", [s["images_per_second_per_gpu"] for s in speeds]),
+        ("images/s a node", [s["images_per_second_per_node"] for s in speeds]),
     ):
         lines.append(f"  {text:<18}" + "".join(f"{value:>10.4g}" for value in values))
     lines.append(
-        f"  links of {sent[0]['link_bytes_per_second'] / 1e9:.0f} GB/s a GPU, by the vendor; "
-        f"{planned['epoch_samples']:,} samples ({planned['epoch_samples_from']})"
+        f"  links of {device['intra_node'] / 1e9:.0f} GB/s within a node and "
+        f"{device['inter_node'] / 1e9:.4g} between nodes, a GPU, by the vendor"
+    )
+    lines.append(
+        f"  an epoch of {planned['epoch_samples']:,} samples ({planned['epoch_samples_from']})"
     )
     if planned["cache_bytes"] is None:
         lines.append("Cache of shards\n  unknown: their index is not on this machine")

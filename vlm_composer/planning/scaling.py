@@ -7,7 +7,14 @@ from typing import Any
 
 from vlm_composer.models.flops import TrainingFlops
 from vlm_composer.planning.activations import ActivationBytes
-from vlm_composer.planning.estimate import Cluster, Weights, memory_of_a_rank, recommend, speed
+from vlm_composer.planning.estimate import (
+    Cluster,
+    Room,
+    Weights,
+    memory_of_a_rank,
+    recommend,
+    speed,
+)
 
 
 def check_batch(global_batch: int, gpus: int, microbatch: int) -> None:
@@ -62,7 +69,7 @@ def scaling(
         if gpus % node:
             continue  # not whole nodes
         other = Cluster(cluster.device, gpus, cluster.gpus_per_node, cluster.mfu)
-        parallelism, _ = recommend(weights, activations, other)
+        parallelism, _ = recommend(weights, activations, Room.of(other))
         batch, size = batch_on(global_batch, gpus, microbatch)
         row: dict[str, Any] = {
             "gpus": gpus,
@@ -71,7 +78,9 @@ def scaling(
             "microbatch": size,
         }
         if parallelism is not None:
-            memory = memory_of_a_rank(weights, activations, gpus, parallelism)
+            memory = memory_of_a_rank(
+                weights, activations, shards=other.shards(parallelism), world_size=gpus
+            )
             row["memory"] = memory["total"]
             row |= speed(
                 weights,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import time
 from pathlib import Path
 
 import torch
 from composer.core import Precision
+from composer.utils import dist
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
@@ -47,6 +49,24 @@ def storage_dtype(dtype: Dtype, device: str) -> torch.dtype:
     """Return the dtype that a frozen tower is stored in; "auto" as `has_native_bf16` says."""
     bf16 = dtype == "bf16" or (dtype == "auto" and has_native_bf16(device))
     return torch.bfloat16 if bf16 else torch.float32
+
+
+def device_memory(device: str) -> tuple[float, str]:
+    """Return the bytes that a rank's device has in all, and what it is called.
+
+    Args:
+        device: "gpu" for this rank's; "cpu" for this rank's share of the machine's memory, or of
+            the control group's that it runs in.
+    """
+    if device == "gpu":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return float(properties.total_memory), properties.name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # "max" where there is none
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    ranks = dist.get_local_world_size()
+    return memory / ranks, "this machine's" if ranks == 1 else f"a {ranks}th of this machine's"
 
 
 def compile_obstacle(device: str) -> str | None:

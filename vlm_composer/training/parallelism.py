@@ -1,24 +1,100 @@
-"""FSDP2, applied to the model from outside."""
+"""Towers on one rank and then on all; FSDP2, applied to the model from outside."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from composer.utils import FSDP2Config, ParallelismConfig, dist
 from torch import nn
+from torch.distributed import ProcessGroup, ReduceOp
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from vlm_composer.config import TrainConfig
 from vlm_composer.config.run import FSDPConfig
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.ranks import on_every_rank
 
 
-def shard_config(config: FSDPConfig) -> ParallelismConfig:
-    """Composer's configuration of FSDP2 over all ranks."""
+def assemble_on_first_rank(
+    assemble: Callable[[bool], VisionLanguageModel], parallelism: str, device: str
+) -> VisionLanguageModel:
+    """Let rank 0 read the towers, and make room for them on the others; all ranks call this.
+
+    The Trainer sends rank 0's weights to all: DDP when it wraps the model, Composer when FSDP2 has
+    sharded it, so that no rank but the first ever has a whole copy in the second case.
+
+    Args:
+        assemble: Builds the model; True leaves the towers empty, on the meta device.
+        parallelism: "replicate", "shard" or "hybrid".
+        device: "cpu" or "gpu".
+
+    Returns:
+        The model. But for rank 0, its towers are uninitialised with `replicate` and on the meta
+        device with the other kinds.
+
+    Raises:
+        ValueError: A tower cannot be used, on some rank.
+        OSError: It cannot be read.
+    """
+    vlm = on_every_rank(lambda: assemble(dist.get_global_rank() > 0))
+    if parallelism == "replicate":
+        _allocate(vlm, "cuda" if device == "gpu" else "cpu")
+    return vlm
+
+
+def _allocate(model: nn.Module, device: str) -> None:
+    """Replace parameters on the meta device by uninitialised ones; tied ones stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                continue
+            if parameter not in made:
+                empty = torch.empty_like(parameter, device=device)
+                made[parameter] = nn.Parameter(empty, parameter.requires_grad)
+            setattr(module, name, made[parameter])
+
+
+def device_mesh(config: TrainConfig, device: str) -> DeviceMesh | None:
+    """Arrange the ranks as (replicate, shard) for FSDP2; None for `parallelism: replicate`.
+
+    Args:
+        config: The run.
+        device: "cpu" or "gpu".
+
+    Raises:
+        ValueError: The ranks that share a copy do not divide all ranks.
+    """
+    if config.parallelism == "replicate":
+        return None
+    world_size = dist.get_world_size()
+    shards = world_size
+    if config.parallelism == "hybrid":
+        shards = config.shard_degree or dist.get_local_world_size()
+        if world_size % shards:
+            raise ValueError(
+                f"parallelism: hybrid: {shards} ranks that share a copy do not divide the "
+                f"{world_size} ranks; set fsdp_config.data_parallel_shard_degree"
+            )
+    kind = "cuda" if device == "gpu" else "cpu"
+    shape = (world_size // shards, shards)
+    return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def fsdp_config(config: FSDPConfig, mesh: DeviceMesh) -> ParallelismConfig:
+    """Composer's configuration of FSDP2 over the mesh's "shard" dimension.
+
+    What is replicated is `average_gradients`' to keep equal: FSDP2's own way of that needs a
+    collective that gloo does not have, so that it could not be tested here.
+    """
     return ParallelismConfig(
         fsdp2=FSDP2Config(
+            device_mesh=mesh["shard"],
             reshard_after_forward=config.reshard_after_forward,
             activation_checkpointing=config.activation_checkpointing,
             verbose=config.verbose,
@@ -26,7 +102,7 @@ def shard_config(config: FSDPConfig) -> ParallelismConfig:
     )
 
 
-def choose_shards(model: VisionLanguageModel) -> None:
+def choose_units(model: VisionLanguageModel) -> None:
     """Say which modules are gathered as a unit: the connector, the towers, the embedding, each
     layer.
 
@@ -41,8 +117,8 @@ def choose_shards(model: VisionLanguageModel) -> None:
     head = llm.get_output_embeddings()
     if embedding.weight is head.weight:
         raise ValueError(
-            "parallelism: shard does not work with a language model whose embedding table is its "
-            "head (tie_word_embeddings); use parallelism: replicate"
+            "only parallelism: replicate works with a language model whose embedding table is its "
+            "head (tie_word_embeddings)"
         )
     vision_layers = {id(layer) for layer in _layers(model.vision_tower)}
     decoder_layers = {id(layer) for layer in _layers(model.language_model)}
@@ -62,19 +138,28 @@ def _layers(tower: VisionTower | LanguageModel) -> list[nn.Module]:
     return [layer for stack in stacks for layer in stack]
 
 
-def mend_gloo_averages(model: nn.Module) -> None:
-    """Divide FSDP2's gradients by the number of ranks where gloo leaves them summed.
+def average_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Make FSDP2's gradients the average over all ranks, in every reduction.
 
-    gloo's `reduce_scatter(AVG)` returns the sum (pytorch#162338, torch 2.7). AdamW and norm
-    clipping hide it from a loss curve. Does nothing with NCCL or without FSDP2.
+    FSDP2 averages over the ranks that share a copy. Two things are left to do: average over the
+    copies (`hybrid`), and divide where gloo returns the sum instead (its `reduce_scatter(AVG)`,
+    pytorch#162338, torch 2.7). AdamW and norm clipping hide both from a loss curve.
+
+    Args:
+        model: Whose modules FSDP2 has wrapped.
+        mesh: As `device_mesh` made it.
     """
-    if not torch.distributed.is_initialized() or torch.distributed.get_backend() != "gloo":
-        return
-    world_size = dist.get_world_size()
+    copies, shards = mesh.shape
+    divisor = copies * (shards if torch.distributed.get_backend() == "gloo" else 1)
+    group: ProcessGroup = mesh.get_group("replicate")
 
     def average(gradient: torch.Tensor) -> None:
-        gradient.div_(world_size)
+        if copies > 1:
+            torch.distributed.all_reduce(gradient, ReduceOp.SUM, group)
+        gradient.div_(divisor)
 
+    if divisor == 1:
+        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_all_reduce_hook(average)

@@ -28,7 +28,12 @@ from vlm_composer.training.guards import FreezeGuard, NaNGuard, ShortEpochGuard,
 from vlm_composer.training.hardware import choose_precision, measure_peak_flops
 from vlm_composer.training.logging_setup import build_loggers
 from vlm_composer.training.optimization import build_optimizer, build_scheduler
-from vlm_composer.training.parallelism import choose_shards, mend_gloo_averages, shard_config
+from vlm_composer.training.parallelism import (
+    average_gradients,
+    choose_units,
+    device_mesh,
+    fsdp_config,
+)
 from vlm_composer.training.preemption import GracefulStop
 from vlm_composer.training.speed_report import SpeedReport
 from vlm_composer.training.step_times import StepTimes
@@ -64,8 +69,9 @@ def build_trainer(
     """
     precision, autocast_dtype = choose_precision(config.precision, device)
     model = ComposerVLM(vlm, cache_prompts=config.cache_prompts, autocast_dtype=autocast_dtype)
-    if config.parallelism == "shard":
-        choose_shards(vlm)
+    mesh = device_mesh(config, device)
+    if mesh is not None:
+        choose_units(vlm)
     callbacks = [*build_callbacks(config, train, vlm), TowerGuard(towers)]
     if config.save_folder is not None:
         facts = {"towers": towers, "settings": asdict(config)}
@@ -91,9 +97,7 @@ def build_trainer(
         # batch.
         accumulate_train_batch_on_tokens=True,
         parallelism_config=(
-            shard_config(config.fsdp_config or FSDPConfig())
-            if config.parallelism == "shard"
-            else None
+            None if mesh is None else fsdp_config(config.fsdp_config or FSDPConfig(), mesh)
         ),
         progress_bar=config.progress_bar,
         log_to_console=config.log_to_console,
@@ -101,7 +105,8 @@ def build_trainer(
         deterministic_mode=config.deterministic_mode,
         dist_timeout=config.dist_timeout,
     )
-    mend_gloo_averages(trainer.state.model)
+    if mesh is not None:
+        average_gradients(trainer.state.model, mesh)
     return trainer
 
 
