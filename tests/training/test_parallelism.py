@@ -166,10 +166,11 @@ def test_auto_shards_what_fits_no_rank(tiny_config, monkeypatch, caplog):
     config = tiny_config(parallelism="auto", cache_prompts=True, device_train_microbatch_size=1)
     sizes = sizes_of(config, monkeypatch)
     plan_for(monkeypatch, (sizes["replicate"] + sizes["shard"]) / 2 / 0.9 / 2**30)
+    assert choose_parallelism(config, "cpu").parallelism == "shard"
+    assert "cache_prompts: does not work with parallelism: shard; it is off" in caplog.text
     trainer, _, watch = run(config)
     assert hasattr(next(trainer.state.model.parameters()), "full_tensor")
     assert len(watch.losses) == 4
-    assert "cache_prompts: does not work with parallelism: shard; it is off" in caplog.text
 
 
 def sizes_of(config, monkeypatch):
