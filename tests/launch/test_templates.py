@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -30,6 +31,8 @@ from vlm_composer.config.loader import ConfigError
 from vlm_composer.training.preemption import EXIT_CODE
 
 NODES, GPUS = 2, 8
+STOPPED = [EXIT_CODE, 128 + signal.SIGTERM]
+"""Exit codes of a launcher after SIGTERM: in training, and before."""
 
 
 def test_all_platforms_run_the_same_command():
@@ -144,7 +147,7 @@ def test_kubernetes_does_not_count_a_pod_that_was_stopped_and_saved():
     rules = spec["podFailurePolicy"]["rules"]
     assert {rule["action"] for rule in rules} == {"Ignore"}
     (exits,) = [rule["onExitCodes"] for rule in rules if "onExitCodes" in rule]
-    assert (exits["operator"], exits["values"]) == ("In", [EXIT_CODE])
+    assert (exits["operator"], exits["values"]) == ("In", STOPPED)
     assert exits["containerName"] == container()["name"]
     pod = spec["template"]["spec"]
     assert pod["restartPolicy"] == "Never"  # the API server refuses podFailurePolicy otherwise
@@ -174,7 +177,7 @@ def test_skypilot_takes_the_task():
     assert not skypilot_mistakes(task)
     assert task["num_nodes"] == NODES
     assert task["resources"]["accelerators"].endswith(f":{GPUS}")
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [EXIT_CODE]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == STOPPED
 
 
 def test_skypilot_would_refuse_an_unknown_field():
