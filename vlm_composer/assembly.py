@@ -30,7 +30,7 @@ from vlm_composer.data.collate import collate, num_samples, num_tokens, split_ba
 from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
 from vlm_composer.data.features import Features, VisionSettings
 from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
-from vlm_composer.data.leftovers import claim_caches, die_with_parent
+from vlm_composer.data.leftovers import claim_caches, live_as_parent
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
@@ -322,7 +322,7 @@ def _loader_options(loader: LoaderConfig, device: str) -> dict[str, Any]:
     workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": True}
     return {
         "num_workers": loader.num_workers,
-        "worker_init_fn": die_with_parent,
+        "worker_init_fn": live_as_parent,
         "collate_fn": collate,
         "pin_memory": device == "gpu",
         **(workers if loader.num_workers else {}),

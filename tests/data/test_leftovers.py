@@ -1,14 +1,21 @@
 """What killed runs leave behind is freed; what living ones use is left alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from vlm_composer.data.leftovers import SHARED_MEMORY, _folders_of, claim_caches
+from vlm_composer.data.leftovers import (
+    SHARED_MEMORY,
+    _folders_of,
+    claim_caches,
+    live_as_parent,
+)
 from vlm_composer.local_files import partial_path
 
 READER = """
@@ -116,3 +123,26 @@ def test_a_worker_dies_with_its_parent():
     )
     assert done.returncode == -signal.SIGKILL
     assert int(done.stdout) > 0
+
+
+def answer(connection: Connection) -> None:
+    live_as_parent()
+    while True:
+        connection.send(connection.recv())
+
+
+def test_a_worker_ends_at_its_parents_sigterm_alone():
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    worker = context.Process(target=answer, args=(there,), daemon=True)
+    worker.start()
+    here.send("are you there?")
+    here.recv()
+    # The signal is pending before the question is asked: a worker that ends at it never answers.
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    here.send("still there?")
+    assert here.poll(30)
+    assert here.recv() == "still there?"
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,24 @@ def die_with_parent(worker_id: int = 0) -> None:
     del worker_id
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def live_as_parent(worker_id: int = 0) -> None:
+    """End when the parent does or says so, at no one else's SIGTERM; a loader's `worker_init_fn`.
+
+    Slurm sends SIGTERM to every process of a job. A torch worker ends at one that is not from its
+    parent, and then its rank fails instead of saving.
+    """
+    die_with_parent(worker_id)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_at_parents_signal, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_parents_signal(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        log.debug("Ignored a SIGTERM that is not from process %d.", parent)
+    os._exit(0)
 
 
 def claim_caches(folders: Iterable[str]) -> None:

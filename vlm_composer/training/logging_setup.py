@@ -8,12 +8,13 @@ import os
 from dataclasses import asdict
 from urllib.parse import urlsplit
 
-from composer.loggers import LoggerDestination, WandBLogger
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import WandBConfig
 from vlm_composer.training.metrics_file import MetricsFile
+from vlm_composer.training.wandb_logging import DispensableWandB
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     return loggers
 
 
-def _wandb(wandb: WandBConfig, config: TrainConfig) -> WandBLogger:
+def _wandb(wandb: WandBConfig, config: TrainConfig) -> DispensableWandB:
     """W&B, offline where there is no key: a run must not stop to ask for one."""
     offline = os.environ.get("WANDB_MODE") == "offline" or not _has_wandb_key()
     if offline:
@@ -50,7 +51,7 @@ def _wandb(wandb: WandBConfig, config: TrainConfig) -> WandBLogger:
     folder = config.folder("{run_folder}")
     if dist.get_global_rank() == 0:
         os.makedirs(folder, exist_ok=True)
-    return WandBLogger(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
+    return DispensableWandB(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
 
 
 def _has_wandb_key() -> bool:
