@@ -74,13 +74,17 @@ def matrix(quick: bool) -> Iterator[tuple[HostsRow, Disturbance]]:
         )
     yield two_hosts_row("a host that never comes, a wrong port"), never_comes
     if not quick:
-        yield two_hosts_row("a host that takes its name for 127.0.1.1"), named_loopback
+        yield (
+            two_hosts_row("rank of host 1 killed, two ranks on each", ranks_per_host=2),
+            lambda bench, row: kill_a_rank(bench, row, bench.hosts[1]),
+        )
+        yield two_hosts_row("hosts that take their own names for 127.0.1.1"), named_loopback
 
 
 def undisturbed(bench: HostsBench, row: HostsRow) -> HostsRow:
     """Nothing happens."""
     bench.write_yaml(row)
-    bench.end(row, bench.begin(row.run_name), [0, 0])
+    bench.end(row, bench.begin(row), [0, 0])
     return bench.judge_hosts(row)
 
 
@@ -113,9 +117,10 @@ def cut_for_good(bench: HostsBench, row: HostsRow, host: Host) -> HostsRow:
 def kill_a_rank(bench: HostsBench, row: HostsRow, host: Host) -> HostsRow:
     """SIGKILL the rank of a host in the middle of a batch."""
     bench.write_yaml(row)
-    rank = bench.hosts.index(host)
-    leg = bench.begin(row.run_name, KILL=f"{rank}:{AT}:after_train_batch")
-    other = bench.hosts[1 - rank]
+    index = bench.hosts.index(host)
+    rank = index * row.ranks_per_host
+    leg = bench.begin(row, KILL=f"{rank}:{AT}:after_train_batch")
+    other = bench.hosts[1 - index]
     ended = bench.end(row, leg, [KILLED if each == host else 1 for each in bench.hosts])
     row.seconds["until the other ended"] = ended[other] - ended[host]
     if row.seconds["until the other ended"] > KILL_SECONDS:
@@ -127,7 +132,7 @@ def kill_a_rank(bench: HostsBench, row: HostsRow, host: Host) -> HostsRow:
 def preempt_one(bench: HostsBench, row: HostsRow, host: Host) -> HostsRow:
     """SIGTERM to the launcher of one host: both must save after that batch and exit with 75."""
     bench.write_yaml(row)
-    leg = bench.begin(row.run_name, only=host, TERM_AT=str(AT))
+    leg = bench.begin(row, only=host, TERM_AT=str(AT))
     bench.end(row, leg, [75, 75])
     if (saved := bench.newest(row.run_name).document["timestamp"]["batch"]) != AT + 1:
         row.faults.append(f"saved after batch {saved}, not {AT + 1}")
@@ -139,8 +144,8 @@ def never_comes(bench: HostsBench, row: HostsRow) -> HostsRow:
     bench.write_yaml(row)
     first, second = bench.hosts
     started = time.monotonic()
-    waiting = bench.begin(row.run_name, hosts=[first])
-    lost = bench.begin(row.run_name, hosts=[second], master="host0:29999")
+    waiting = bench.begin(row, hosts=[first])
+    lost = bench.begin(row, hosts=[second], master="host0:29999")
     ended = bench.end(row, waiting, [1]) | bench.end(row, lost, [1])
     _note_ends(row, started, ended, DIST_TIMEOUT + 2 * TIMEOUT_MARGIN)  # with the imports
     bench.expect_error(row, waiting, first, "host0:29500", "only 1 of 2 ranks came", "--world_size")
@@ -152,17 +157,18 @@ def never_comes(bench: HostsBench, row: HostsRow) -> HostsRow:
 def named_loopback(bench: HostsBench, row: HostsRow) -> HostsRow:
     """As Debian has it: gloo offers 127.0.1.1 to the others, until it is told an interface."""
     bench.write_yaml(row)
-    second = bench.hosts[1]
-    second.rename_itself("127.0.1.1")
+    for host in bench.hosts:
+        host.rename_itself("127.0.1.1")
     try:
-        leg = bench.begin(row.run_name)
+        leg = bench.begin(row)
         bench.end(row, leg, [1, 1])
         for each in bench.hosts:
             bench.expect_error(row, leg, each, "could not join", "GLOO_SOCKET_IFNAME")
-        told = bench.begin(row.run_name, GLOO_SOCKET_IFNAME="eth0")
+        told = bench.begin(row, GLOO_SOCKET_IFNAME="eth0")
         bench.end(row, told, [0, 0])
     finally:
-        second.rename_itself(second.address)
+        for host in bench.hosts:
+            host.rename_itself(host.address)
     return bench.judge_hosts(row)
 
 

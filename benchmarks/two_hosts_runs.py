@@ -38,6 +38,11 @@ class HostsRow(Row):
     said: list[str] = field(default_factory=list)
     """The error lines that the user saw, by host."""
 
+    @property
+    def ranks_per_host(self) -> int:
+        """On each of two hosts."""
+        return self.ranks[0] // 2
+
 
 @dataclass
 class Leg:
@@ -92,7 +97,7 @@ class HostsBench(Bench):
     Args:
         folder: An empty folder that all hosts see.
         server: On the bridge.
-        hosts: One rank runs on each.
+        hosts: Where its runs may be.
     """
 
     def __init__(self, folder: Path, server: S3Server, hosts: Sequence[Host]) -> None:
@@ -102,18 +107,17 @@ class HostsBench(Bench):
 
     def begin(
         self,
-        name: str,
-        *arguments: str,
+        row: HostsRow,
+        *,
         hosts: Sequence[Host] | None = None,
         only: Host | None = None,
         master: str = "host0:29500",
         **environment: str,
     ) -> Leg:
-        """Start run `name` on the hosts, or go on with it.
+        """Start a row's run on the hosts, or go on with it.
 
         Args:
-            name: Its yaml must have been written.
-            arguments: Overrides of the yaml.
+            row: Its yaml must have been written.
             hosts: Where; everywhere by itself.
             only: The host that `environment` is for; all of them by itself.
             master: Address and port that the ranks are to meet at.
@@ -122,18 +126,20 @@ class HostsBench(Bench):
         self._legs += 1
         leg = Leg({}, {})
         address, port = master.split(":")
+        name, ranks = row.run_name, row.ranks_per_host
         for host in hosts or self.hosts:
-            rank = str(self.hosts.index(host))
+            index = self.hosts.index(host)
             leg.logs[host] = self.folder / f"{self._legs:02}-{name}-{host.name}.log"
             told = environment if only in (None, host) else {}
             with leg.logs[host].open("wb") as log:
                 leg.processes[host] = subprocess.Popen(
                     host.command(
-                        *(Path(sys.executable).with_name("composer"), "-n", "1"),
-                        *("--world_size", str(len(self.hosts)), "--node_rank", rank),
-                        *("--base_rank", rank, "--master_addr", address, "--master_port", port),
+                        *(Path(sys.executable).with_name("composer"), "-n", str(ranks)),
+                        *("--world_size", str(row.ranks[0]), "--node_rank", str(index)),
+                        *("--base_rank", str(index * ranks)),
+                        *("--master_addr", address, "--master_port", port),
                         ROOT / "benchmarks" / "recorded_train.py",
-                        *(self.folder / f"{name}.yaml", *arguments),
+                        self.folder / f"{name}.yaml",
                     ),
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -145,7 +151,7 @@ class HostsBench(Bench):
         """Start a row's run, or go on with it, and pull a host's cable before a batch."""
         gate = self.folder / f"{row.run_name}-gate-{batch}"
         gate.mkdir()
-        leg = self.begin(row.run_name, GATE=f"{batch}:{gate}", **environment)
+        leg = self.begin(row, GATE=f"{batch}:{gate}", **environment)
         await_file(gate / "reached", leg.processes[host])
         host.pull_cable()
         (gate / "go").touch()
@@ -171,10 +177,10 @@ class HostsBench(Bench):
         return ended
 
     def expect_error(self, row: HostsRow, leg: Leg, host: Host, *words: str) -> None:
-        """Note where a host does not say in one line, without a trace, what is the matter."""
+        """Note where not each rank of a host says in one line, without a trace, what is wrong."""
         errors = leg.errors()[host]
         row.said += [f"{host.name}: {line}" for line in errors]
-        if len(errors) != 1:
+        if not 1 <= len(errors) <= row.ranks_per_host:
             row.faults.append(f"{host.name} has {len(errors)} error lines")
         row.faults += [
             f"{host.name} does not say {word!r}" for word in words if word not in "".join(errors)
@@ -186,7 +192,7 @@ class HostsBench(Bench):
         """Start the same command again on all hosts, and judge what it ends with."""
         done = self._done(row.run_name)
         started = time.time()
-        leg = self.begin(row.run_name)
+        leg = self.begin(row)
         self.end(row, leg, [0] * len(self.hosts))
         second = [r for r in self.records(row.run_name) if r["time"] > started]
         if not second or second[0]["batch"] == 1:
@@ -197,9 +203,7 @@ class HostsBench(Bench):
 
     def judge_hosts(self, row: HostsRow) -> HostsRow:
         """Compare a run with the undisturbed one on one host."""
-        expected, reference = self.undisturbed(
-            len(self.hosts), row.parallelism[0], True, row.batches
-        )
+        expected, reference = self.undisturbed(row.ranks[0], row.parallelism[0], True, row.batches)
         row.compare_batches(self.records(row.run_name), expected)
         row.compare_ends(self.newest(row.run_name), reference)
         row.ok = not row.faults
@@ -227,9 +231,12 @@ def private_folder(folder: Path) -> Path:
     return folder / "own"
 
 
-def two_hosts_row(name: str, parallelism: str = "replicate", batches: int = BATCHES) -> HostsRow:
-    """A row of two ranks."""
-    return HostsRow(name, (2, 2), (parallelism, parallelism), batches)
+def two_hosts_row(
+    name: str, parallelism: str = "replicate", batches: int = BATCHES, ranks_per_host: int = 1
+) -> HostsRow:
+    """A row of a run on both hosts, before the disturbance and after it."""
+    ranks = 2 * ranks_per_host
+    return HostsRow(name, (ranks, ranks), (parallelism, parallelism), batches)
 
 
 @contextmanager

@@ -131,4 +131,4 @@ def _how_to_go_on(config: TrainConfig) -> str:
 
 def _brief(error: RuntimeError) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    return re.sub(r"\[[^\]\s]*\.(cc|cpp):\d+\] ", "", lines[0])[:200]
+    return re.sub(r"\[[^\]\s]*\.(cc|cpp|h):\d+\] ", "", lines[0])[:200]
