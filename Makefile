@@ -20,9 +20,10 @@ setup: .venv/.installed ## install everything at the locked versions into .venv
 demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
 	$(BIN)/python -m vlm_composer.demo
 
-bench: setup ## check every claim of benchmarks/ (about 45 minutes on two cores)
+bench: setup ## check every claim of benchmarks/ (about an hour on two cores; two_hosts.py needs root)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/two_hosts.py
 
 test: setup ## run every test, on one process and on two ranks
 	$(BIN)/python -m pytest

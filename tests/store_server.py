@@ -1,4 +1,4 @@
-"""What the tests' store servers have in common: a process on a free port of 127.0.0.1."""
+"""What the tests' store servers have in common: a process on a free port of an address."""
 
 import socket
 import subprocess
@@ -15,18 +15,19 @@ class StoreServer(ABC):
 
     Args:
         folder: An empty folder for its data.
+        host: The address of this machine that it listens on.
     """
 
     env: dict[str, str]
     """What its clients need in their environment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self._folder = folder
-        self._port = _free_port()
+        self._host, self._port = host, _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
         # A start amid a kill would take the dying process for a running one.
         self._lock = threading.RLock()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://{host}:{self._port}"
 
     @abstractmethod
     def _command(self) -> list[str | Path]:
@@ -54,7 +55,7 @@ class StoreServer(ABC):
                 self._command(), env=self._process_env(), stdout=log, stderr=log
             )
         deadline = time.monotonic() + _STARTUP_SECONDS
-        while not _answers(self._port):
+        while not _answers(self._host, self._port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(log_path.read_text(errors="replace"))
@@ -68,15 +69,15 @@ class StoreServer(ABC):
                 self._process.wait(timeout=30)
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
-def _answers(port: int) -> bool:
+def _answers(host: str, port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from composer import Trainer
-from composer.utils import dist, get_device, reproducibility
+from composer.utils import dist, reproducibility
 from omegaconf import OmegaConf
 
 from vlm_composer.assembly import (
@@ -23,6 +23,7 @@ from vlm_composer.assembly import (
 from vlm_composer.config import TrainConfig
 from vlm_composer.planning.choose import choose_parallelism
 from vlm_composer.ranks import on_every_rank, on_rank_zero, run_on
+from vlm_composer.training.contact import explain_lost_contact, join_ranks
 from vlm_composer.training.freezing import log_parts
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.logging_setup import log_to_stderr
@@ -49,9 +50,9 @@ def prepare(config: TrainConfig) -> Trainer:
         OSError: A file or a store cannot be read.
     """
     device = choose_device(config.device)
-    # Before any streaming object, which asks it for the ranks.
-    dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
     log_to_stderr()
+    # Before any streaming object, which asks it for the ranks.
+    join_ranks(device, config.dist_timeout)
     config = choose_parallelism(config, device)
     log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
 
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 1
     try:
         config = TrainConfig.read(arguments[0], arguments[1:])
-        trainer = prepare(config)
+        with explain_lost_contact(config):
+            trainer = prepare(config)
     except (ValueError, OSError) as error:  # a ConfigError among them
         log.debug("Preparation failed", exc_info=True)
         print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
@@ -104,14 +106,15 @@ def main(arguments: Sequence[str]) -> int:
         trainer.close()
         return 0
     try:
-        if config.eval_first and trainer.state.timestamp.batch == 0:
-            trainer.eval()
-        trainer.fit()
+        with explain_lost_contact(config):
+            if config.eval_first and trainer.state.timestamp.batch == 0:
+                trainer.eval()
+            trainer.fit()
     except Preempted as stop:
         log.warning("%s; start the same command again to go on.", stop)
         trainer.close()
         return EXIT_CODE
-    except OSError as error:  # a store, a shard or a disk: no trace helps
+    except OSError as error:  # a store, a shard, a disk or another rank: no trace helps
         log.debug("Training failed", exc_info=True)
         print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
         return 1
