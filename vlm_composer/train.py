@@ -25,7 +25,7 @@ from vlm_composer.assembly import (
 from vlm_composer.config import TrainConfig
 from vlm_composer.preflight.checks import check_run
 from vlm_composer.preflight.command import FLAG, preflight
-from vlm_composer.preflight.ranks import check_ranks
+from vlm_composer.preflight.ranks import Placement, check_ranks, count_gpus
 from vlm_composer.preflight.report import judge, refuse
 from vlm_composer.ranks import on_rank_zero
 from vlm_composer.training.freezing import log_parts
@@ -53,7 +53,8 @@ def prepare(config: TrainConfig) -> Trainer:
         OSError: A file or a store cannot be read.
     """
     device = choose_device(config.device)
-    refuse({"ranks": check_ranks(device)})  # wrong ones would wait for each other
+    # Wrong ones would wait for each other.
+    refuse({"ranks": check_ranks(Placement.of_this_rank(), count_gpus(device))})
     # Before any streaming object, which asks it for the ranks.
     dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
     log_to_stderr()

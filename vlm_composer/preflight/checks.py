@@ -12,7 +12,7 @@ from vlm_composer.data.leftovers import look_at_caches
 from vlm_composer.preflight.disk import check_disk, check_shared_memory
 from vlm_composer.preflight.finding import Finding, Findings
 from vlm_composer.preflight.hardware import check_device, check_memory
-from vlm_composer.preflight.ranks import check_batch, check_ranks
+from vlm_composer.preflight.ranks import Placement, check_batch, check_ranks, count_gpus
 from vlm_composer.preflight.shards import Shards, check_shards, check_sides, read_shards
 from vlm_composer.preflight.stores import check_load_path, check_save_folder
 from vlm_composer.preflight.towers import (
@@ -48,7 +48,8 @@ def check_run(config: TrainConfig, device: str, *, starting: bool) -> Report:
 def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     """Run the checks that this rank is for, and ask no other; arguments as for `check_run`."""
     seconds = config.store_timeout if starting else 0
-    leads = dist.get_global_rank() == 0
+    placement = Placement.of_this_rank()
+    leads = placement.rank == 0
     towers = [check_vision_tower(config), check_language_model(config)]
     # What is reckoned with a tower's configuration is left out where there is none to be had.
     known = all(finding.level == "ok" for found in towers for finding in found[-1:])
@@ -56,8 +57,8 @@ def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     saves = bool(saving) and saving[-1].level != "failure"
     data, sides = _check_data(config, seconds, known=known)
     report: dict[str, Findings] = {
-        "ranks": check_ranks(device),
-        "batch": check_batch(config),
+        "ranks": check_ranks(placement, count_gpus(device)),
+        "batch": check_batch(config, placement),
         "device": check_device(config, device),
         "vision tower": towers[0],
         "language model": towers[1],

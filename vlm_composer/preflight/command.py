@@ -10,7 +10,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
 from vlm_composer.preflight.checks import Report, check_here, check_run
 from vlm_composer.preflight.finding import Finding, Findings
-from vlm_composer.preflight.ranks import check_ranks
+from vlm_composer.preflight.ranks import Placement, check_ranks, count_gpus
 from vlm_composer.preflight.report import describe, has_failed
 from vlm_composer.training.hardware import choose_device
 
@@ -25,26 +25,32 @@ def preflight(yaml: str, overrides: Sequence[str]) -> int:
         overrides: `key=value` items.
 
     Returns:
-        The exit code, on every rank: 0, or 1 where a check failed.
+        The exit code: 1 on the first rank of a node where a check failed, else 0. The launcher ends
+        all ranks as soon as one of them fails, also one that is still printing.
     """
-    report = _report(yaml, overrides)
-    if dist.get_global_rank() == 0:
-        print(describe(report))
-    return 1 if has_failed(report) else 0
-
-
-def _report(yaml: str, overrides: Sequence[str]) -> Report:
+    leads_node = dist.get_local_rank() == 0
     try:
         config = TrainConfig.read(yaml, overrides)
     except ConfigError as error:  # without a yaml there is nothing to check the rest by
-        return {"yaml": [Finding("failure", str(error))]}
+        if leads_node:
+            print(describe({"yaml": [Finding("failure", str(error))]}))
+        return 1 if leads_node else 0
     report: Report = {"yaml": [Finding("ok", yaml)]}
-    device, wrong = "cpu", Findings()
-    with wrong.failing():
+    device, no_device = "cpu", Findings()
+    with no_device.failing():
         device = choose_device(config.device)
-    ranks = {"ranks": list(check_ranks(device))}
-    if wrong or has_failed(ranks):  # the ranks might wait for each other for ever
-        alone = check_here(config, device, starting=False) if dist.get_global_rank() == 0 else ranks
-        return report | alone | ({"device": list(wrong)} if wrong else {})
+    ranks = {"ranks": list(check_ranks(Placement.of_this_rank(), count_gpus(device)))}
+    if no_device or has_failed(ranks):
+        # The ranks might wait for each other for ever: each node's first one looks by itself.
+        if not leads_node:
+            return 0
+        report |= check_here(config, device, starting=False)
+        if no_device:
+            report["device"] = list(no_device)
+        print(describe(report))
+        return 1
     dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
-    return report | check_run(config, device, starting=False)
+    report |= check_run(config, device, starting=False)
+    if dist.get_global_rank() == 0:
+        print(describe(report))
+    return 1 if leads_node and has_failed(report) else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from composer.utils import dist
 
@@ -9,15 +11,41 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.preflight.finding import Findings, counted
 
 
-def check_ranks(device: str) -> Findings:
-    """Look at what the launcher says of this rank; before ranks meet, as wrong ones never do.
+class Placement(NamedTuple):
+    """Where a rank is, by what its launcher says."""
+
+    world_size: int = 1
+    local_size: int = 1
+    rank: int = 0
+    node: int = 0
+    local_rank: int = 0
+
+    @classmethod
+    def of_this_rank(cls) -> Placement:
+        """Read the launcher's environment."""
+        return cls(
+            dist.get_world_size(),
+            dist.get_local_world_size(),
+            dist.get_global_rank(),
+            dist.get_node_rank(),
+            dist.get_local_rank(),
+        )
+
+
+def count_gpus(device: str) -> int | None:
+    """GPUs of this machine, for a run on GPUs."""
+    return torch.cuda.device_count() if device == "gpu" else None
+
+
+def check_ranks(placement: Placement, gpus: int | None) -> Findings:
+    """Look at what the launcher says of a rank; before ranks meet, as wrong ones never do.
 
     Args:
-        device: "cpu" or "gpu".
+        placement: The rank's.
+        gpus: Of its machine; None for a run without.
     """
     found = Findings()
-    world_size, local_size = dist.get_world_size(), dist.get_local_world_size()
-    rank, local_rank, node = dist.get_global_rank(), dist.get_local_rank(), dist.get_node_rank()
+    world_size, local_size, rank, node, local_rank = placement
     command = "start the same number of ranks on every node, as the README's command does"
     if not 0 < local_size <= world_size or world_size % local_size:
         # streaming counts nodes by dividing.
@@ -32,7 +60,6 @@ def check_ranks(device: str) -> Findings:
             f"(LOCAL_RANK) of node {node} (NODE_RANK) with {local_size} ranks each",
             f"{command}; it gives --base_rank {node * local_size} on --node_rank {node}",
         )
-    gpus = torch.cuda.device_count() if device == "gpu" else None
     if gpus is not None and local_size > gpus:
         found.fail(
             f"{counted(local_size, 'rank')} on this machine and {counted(gpus, 'GPU')}",
@@ -49,7 +76,7 @@ def check_ranks(device: str) -> Findings:
     return found
 
 
-def check_batch(config: TrainConfig) -> Findings:
+def check_batch(config: TrainConfig, placement: Placement) -> Findings:
     """Look at how a batch is cut over ranks and micro-batches; the yaml's checks see that it
     divides over ranks.
 
@@ -58,8 +85,8 @@ def check_batch(config: TrainConfig) -> Findings:
     answer tokens.
     """
     found = Findings()
-    world_size = dist.get_world_size()
-    nodes = max(world_size // dist.get_local_world_size(), 1)
+    world_size = placement.world_size
+    nodes = max(world_size // placement.local_size, 1)
     canonical = config.train_loader.dataset.num_canonical_nodes
     if max(canonical, nodes) % min(canonical, nodes):
         found.fail(

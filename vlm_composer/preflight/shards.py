@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
             ) from error
         if "patches" in described.columns:
             path = _fetch(place, FEATURES_FILE, Path(folder), seconds)
-            return Shards(**{**vars(described), "features": Features.read(path)})
+            features = Features.read(path, f"{place}/{FEATURES_FILE}")
+            return replace(described, features=features)
         return described
 
 
@@ -215,6 +216,7 @@ def _describe(place: str, shards: list[dict[str, Any]], index: bytes, *, zipped:
 
 
 def _fetch(place: str, name: str, folder: Path, seconds: float) -> Path:
+    """Download a file to a folder."""
     store, path = open_store(place), folder / name
     ride_out(lambda: store.get(name, path), f"download {place}/{name}", seconds)
     return path

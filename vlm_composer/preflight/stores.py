@@ -51,19 +51,22 @@ def check_load_path(config: TrainConfig) -> Findings:
     if config.load_path is None:
         return found
     path = config.folder(config.load_path)
-    folder, _, name = path.rpartition("/") if path.endswith(SUFFIX) else (path, "", "")
+    names_file = path.endswith(SUFFIX) or Path(path).is_file()
+    folder, _, name = path.rpartition("/") if names_file else (path, "", "")
     with found.failing():
         if "://" not in path and not Path(path).exists():
             raise FileNotFoundError(f"load_path: there is nothing at {path}; check the path")
-        store = open_store(folder or ".")
-        with store.named("list"):
-            names = checkpoints_among(store.names())
-        if not names if not name else name not in names:
+        if names_file and "://" not in path:
+            there = [name or path]
+        else:
+            store = open_store(folder)
+            with store.named("list"):
+                there = store.names(name) if names_file else checkpoints_among(store.names())
+        if not there:
             raise FileNotFoundError(
-                f"load_path: {folder} holds {len(names)} checkpoints and not {name or 'one'}; "
-                f"check the path (ep0-ba100{SUFFIX})"
+                f"load_path: {path} holds no checkpoint (ep0-ba100{SUFFIX}); check the path"
             )
-        found.ok(f"starts from {name or names[0]} of {folder}")
+        found.ok(f"starts from {there[0]} of {folder or '.'}")
     return found
 
 
