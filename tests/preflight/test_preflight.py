@@ -35,7 +35,7 @@ def test_two_ranks_through_the_launcher(tiny_yaml, tmp_path):
     assert "✓ batch           8 a step = 2 ranks × 2 passes × 2" in lines
     for text in ("nothing at /nothing", "/nowhere holds no MDS shards", "hidden states -4 to 3"):
         assert text in done.stdout
-    assert "Preflight: 11 checks, 3 failures" in lines
+    assert "Preflight: 10 checks, 3 failures" in lines
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
 
 

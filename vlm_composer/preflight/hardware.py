@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import psutil
 import torch
 from composer.utils import dist
 
@@ -108,9 +109,7 @@ def free_memory(device: str) -> float:
     """Bytes that a rank may take: of its GPU, or its share of this machine's."""
     if device == "gpu":
         return torch.cuda.mem_get_info(dist.get_local_rank())[0]
-    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    assert available is not None
-    free = min(int(available[1]) * 1024, _container_memory())
+    free = min(psutil.virtual_memory().available, _container_memory())
     return free / dist.get_local_world_size()
 
 

@@ -16,7 +16,7 @@ from vlm_composer.data.schema import MDS_COLUMNS
 from vlm_composer.data.stream import index_fault
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.preflight.finding import Findings, counted
-from vlm_composer.storage import open_store
+from vlm_composer.storage import Store, open_store
 
 _NAMED = 3
 """How many names of missing files a message has."""
@@ -27,7 +27,7 @@ class Shards:
     """What the index of a data set says.
 
     Attributes:
-        place: Folder or URL of the shards.
+        store: Where they are.
         samples: Of all shards.
         columns: Column name → MDS encoding.
         files: Names of the files at `place` and their bytes.
@@ -38,7 +38,7 @@ class Shards:
         features: What the patches are, where it holds patches in place of images.
     """
 
-    place: str
+    store: Store
     samples: int
     columns: Mapping[str, str]
     files: Mapping[str, int]
@@ -47,6 +47,11 @@ class Shards:
     hashes: frozenset[str]
     index: bytes
     features: Features | None = None
+
+    @property
+    def place(self) -> str:
+        """Folder or URL of the shards."""
+        return self.store.url
 
 
 def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
@@ -66,8 +71,9 @@ def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
             f"{place} holds no MDS shards (no index.json); write them with `python -m convert`, "
             "or set `remote`"
         )
+    store = open_store(place)
     with tempfile.TemporaryDirectory() as folder:
-        path = _fetch(place, "index.json", Path(folder), seconds)
+        path = _fetch(store, "index.json", Path(folder), seconds)
         if fault := index_fault(path):
             raise ValueError(f"the index of {place} is corrupt: {fault}; upload it again")
         index = path.read_bytes()
@@ -75,14 +81,14 @@ def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
         if not shards:
             raise ValueError(f"{place} holds no shard; convert the data again")
         try:
-            described = _describe(place, shards, index, zipped=dataset.remote is not None)
+            described = _describe(store, shards, index, zipped=dataset.remote is not None)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"the index of {place} is not that of MDS shards ({error!r}); write them with "
                 "`python -m convert`"
             ) from error
         if "patches" in described.columns:
-            path = _fetch(place, FEATURES_FILE, Path(folder), seconds)
+            path = _fetch(store, FEATURES_FILE, Path(folder), seconds)
             features = Features.read(path, f"{place}/{FEATURES_FILE}")
             return replace(described, features=features)
         return described
@@ -159,8 +165,7 @@ def check_sides(config: TrainConfig, train: Shards, evaluation: Shards) -> Findi
 
 def _compare_files(found: Findings, side: str, shards: Shards, seconds: float) -> None:
     try:
-        store = open_store(shards.place)
-        there = ride_out(store.sizes, f"list {shards.place}", seconds)
+        there = ride_out(shards.store.sizes, f"list {shards.place}", seconds)
     except StoreError as error:
         found.warn(
             f"{side}: the shards' sizes are not known: {error}",
@@ -192,16 +197,16 @@ def _compare_files(found: Findings, side: str, shards: Shards, seconds: float) -
         )
 
 
-def _describe(place: str, shards: list[dict[str, Any]], index: bytes, *, zipped: bool) -> Shards:
+def _describe(store: Store, shards: list[dict[str, Any]], index: bytes, *, zipped: bool) -> Shards:
     """Read the entries of an index; `zipped` where compressed files are what is looked for."""
     raw = [shard["raw_data"] for shard in shards]
     stored = [(zipped and shard.get("zip_data")) or shard["raw_data"] for shard in shards]
     kinds = {tuple(shard["column_names"]) + tuple(shard["column_encodings"]) for shard in shards}
     if len(kinds) > 1 or any(shard["format"] != "mds" for shard in shards):
-        raise ValueError(f"the shards of {place} are not all MDS of the same columns")
+        raise ValueError(f"the shards of {store.url} are not all MDS of the same columns")
     names, encodings = shards[0]["column_names"], shards[0]["column_encodings"]
     return Shards(
-        place=place,
+        store=store,
         samples=sum(shard["samples"] for shard in shards),
         columns=dict(zip(names, encodings, strict=True)),
         files={file["basename"]: file["bytes"] for file in stored},
@@ -215,10 +220,10 @@ def _describe(place: str, shards: list[dict[str, Any]], index: bytes, *, zipped:
     )
 
 
-def _fetch(place: str, name: str, folder: Path, seconds: float) -> Path:
+def _fetch(store: Store, name: str, folder: Path, seconds: float) -> Path:
     """Download a file to a folder."""
-    store, path = open_store(place), folder / name
-    ride_out(lambda: store.get(name, path), f"download {place}/{name}", seconds)
+    path = folder / name
+    ride_out(lambda: store.get(name, path), f"download {store.url}/{name}", seconds)
     return path
 
 
