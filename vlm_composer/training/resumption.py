@@ -78,8 +78,9 @@ def check_free(config: TrainConfig, url: str, names: Sequence[str]) -> None:
         CheckpointError: There are some.
     """
     if names and not (config.save_overwrite or config.autoresume):
+        number = "1 checkpoint" if len(names) == 1 else f"{len(names)} checkpoints"
         raise CheckpointError(
-            f"{url} already holds {len(names)} checkpoints, the newest is {names[0]}; set "
+            f"{url} already holds {number}, the newest is {names[0]}; set "
             "autoresume: true to go on from it, save_overwrite: true to delete them, or choose "
             "another folder"
         )
