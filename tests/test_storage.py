@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from vlm_composer.outages import StoreError, is_permanent, ride_out
-from vlm_composer.storage import PROBE, check_writable, open_store
+from vlm_composer.storage import open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 BUCKETS = [pytest.param(kind, marks=pytest.mark.s3) for kind in ("s3", "gs")]
@@ -65,6 +65,7 @@ def test_files_come_back_as_they_were(place, prefix, local, tmp_path):
     assert store.names() == ["a/x.bin", "a/y/z", "b"]
     assert store.names("a/") == ["a/x.bin", "a/y/z"]
     assert store.names("a/x") == ["a/x.bin"]
+    assert store.sizes("a/") == {"a/x.bin": 70_000, "a/y/z": 1}
     assert {name: content(store, name, tmp_path) for name in files} == files
     below = f"{prefix.strip('/')}/".lstrip("/")
     assert open_store(place).names() == [below + name for name in ("a/x.bin", "a/y/z", "b")]
@@ -272,23 +273,3 @@ def test_a_folder_on_a_full_disk_keeps_what_it_had(local, tiny_disk):
     refused("put", store, local(b"1" * 100_000), "the local disk is full; free some space")
     assert store.names() == ["name"]
     assert (tiny_disk / "name").read_bytes() == b"before"
-
-
-def test_checking_leaves_nothing_behind(place, tmp_path):
-    check_writable(open_store(place), tmp_path)
-    assert open_store(place).names() == []
-    assert not (tmp_path / PROBE).exists()
-
-
-def test_a_folder_that_cannot_be_written(tiny_disk, tmp_path):
-    (tmp_path / "file").touch()
-    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    for url in (tmp_path / "file" / "below", tiny_disk / "below"):
-        with pytest.raises(StoreError, match=f"could not write to {url}: check the path and its"):
-            check_writable(open_store(url), tmp_path)
-
-
-def test_a_bucket_that_cannot_be_written(server, tmp_path):
-    scheme = new_bucket(server).partition("://")[0]
-    with pytest.raises(StoreError, match=f"could not write to {scheme}://no-such-bucket: there is"):
-        check_writable(open_store(f"{scheme}://no-such-bucket"), tmp_path)

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 LAUNCHER = Path(sys.executable).with_name("composer")
 
 
-def launch(yaml, *overrides, ranks=1, **environment):
+def launch(yaml, *overrides, ranks=1, python=False, **environment):
+    launcher = [sys.executable] if python else [LAUNCHER, "-n", str(ranks)]
     return subprocess.run(
-        [LAUNCHER, "-n", str(ranks), ROOT / "vlm_composer" / "train.py", yaml, *overrides],
+        [*launcher, ROOT / "vlm_composer" / "train.py", yaml, *overrides],
         capture_output=True,
         text=True,
         cwd=ROOT,

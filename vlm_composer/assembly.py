@@ -115,7 +115,7 @@ def assemble_model(
     if _compiles(config, device):
         blocks = compile_blocks(language_model.model)
         log.info("Compiled blocks: %s.", ", ".join(blocks) or "none is known in this model")
-    connector = _assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
+    connector = assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
     return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
 
 
@@ -166,7 +166,8 @@ def unloaded(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _assemble_connector(config: TrainConfig, vision_dim: int, llm_dim: int) -> Connector:
+def assemble_connector(config: TrainConfig, vision_dim: int, llm_dim: int) -> Connector:
+    """Build the connector between towers of these widths."""
     resampler = PerceiverResampler(vision_dim, **asdict(config.connector.resampler))
     projector = MLPProjector(resampler.latent_dim, llm_dim, **asdict(config.connector.projector))
     vision_ln = nn.LayerNorm(vision_dim) if config.connector.vision_ln else None
@@ -296,8 +297,13 @@ def claim_data(config: TrainConfig) -> None:
     Raises:
         ValueError: A living run reads into the same cache.
     """
+    claim_caches(caches_of(config))
+
+
+def caches_of(config: TrainConfig) -> list[str]:
+    """Folders that this run downloads shards to."""
     loaders = [loader for loader in (config.train_loader, config.eval_loader) if loader is not None]
-    claim_caches(x.dataset.local for x in loaders if x.dataset.remote is not None)
+    return [x.dataset.local for x in loaders if x.dataset.remote is not None]
 
 
 def features_of(train: DataSpec, evaluators: list[Evaluator]) -> list[Features]:

@@ -27,8 +27,6 @@ CONNECT_SECONDS = 10
 """How long a store may take to answer a connection."""
 READ_SECONDS = 60
 """How long it may be silent in the middle of a transfer."""
-PROBE = ".vlm_composer_probe"
-"""Written and deleted to see whether a store can be written."""
 
 
 class Store(ABC):
@@ -44,8 +42,12 @@ class Store(ABC):
         self.url = url
 
     @abstractmethod
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Name and bytes of all files whose names start with `prefix`."""
+
     def names(self, prefix: str = "") -> list[str]:
         """Names of all files that start with `prefix`, sorted."""
+        return sorted(self.sizes(prefix))
 
     @abstractmethod
     def put(self, path: str | Path, name: str) -> None:
@@ -81,10 +83,14 @@ class FolderStore(Store):
         super().__init__(url)
         self.folder = Path(url)
 
-    def names(self, prefix: str = "") -> list[str]:
-        files = (p for p in self.folder.rglob("*") if not p.is_dir())
-        names = (p.relative_to(self.folder).as_posix() for p in files)
-        return sorted(name for name in names if name.startswith(prefix))
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        sizes = {}
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            with suppress(FileNotFoundError):  # a file may go meanwhile
+                if name.startswith(prefix) and not path.is_dir():
+                    sizes[name] = path.stat().st_size
+        return sizes
 
     def put(self, path: str | Path, name: str) -> None:
         target = self.folder / name
@@ -120,11 +126,12 @@ class _Bucket(Store):
         """Make the SDK's client."""
 
     @abstractmethod
-    def _keys(self, prefix: str) -> Iterator[str]:
-        """Keys of the bucket's objects that start with `prefix`."""
+    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and bytes of the bucket's objects whose keys start with `prefix`."""
 
-    def names(self, prefix: str = "") -> list[str]:
-        return sorted(key.removeprefix(self.prefix) for key in self._keys(self.prefix + prefix))
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        objects = self._objects(self.prefix + prefix)
+        return {key.removeprefix(self.prefix): size for key, size in objects}
 
 
 class S3Store(_Bucket):
@@ -133,10 +140,10 @@ class S3Store(_Bucket):
     def _connect(self) -> None:
         self._client = _s3_client(endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
 
-    def _keys(self, prefix: str) -> Iterator[str]:
+    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
         pages = self._client.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
-            yield from (item["Key"] for item in page.get("Contents", []))
+            yield from ((item["Key"], item["Size"]) for item in page.get("Contents", []))
 
     def put(self, path: str | Path, name: str) -> None:
         from boto3.exceptions import S3UploadFailedError
@@ -175,9 +182,9 @@ class GoogleStore(_Bucket):
         self._once: dict[str, Any] = {"timeout": (CONNECT_SECONDS, READ_SECONDS), "retry": None}
         self._bucket = Client().bucket(self.bucket)
 
-    def _keys(self, prefix: str) -> Iterator[str]:
+    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
         blobs = self._bucket.client.list_blobs(self._bucket, prefix=prefix, **self._once)
-        yield from (blob.name for blob in blobs)
+        yield from ((blob.name, blob.size) for blob in blobs)
 
     def put(self, path: str | Path, name: str) -> None:
         self._bucket.blob(self.prefix + name).upload_from_filename(str(path), **self._once)
@@ -214,8 +221,9 @@ class AzureStore(_Bucket):
         )
         self._container = service.get_container_client(self.bucket)
 
-    def _keys(self, prefix: str) -> Iterator[str]:
-        yield from (blob.name for blob in self._container.list_blobs(name_starts_with=prefix))
+    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        blobs = self._container.list_blobs(name_starts_with=prefix)
+        yield from ((blob.name, blob.size) for blob in blobs)
 
     def put(self, path: str | Path, name: str) -> None:
         with open(path, "rb") as file:
@@ -256,26 +264,6 @@ def open_store(url: str | Path) -> Store:
         return AzureStore(url)
     hmac = "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ
     return HMACGoogleStore(url) if hmac else GoogleStore(url)
-
-
-def check_writable(store: Store, scratch: Path) -> None:
-    """Write a tiny file and delete it.
-
-    Args:
-        store: Where.
-        scratch: An existing local folder for the file to come from.
-
-    Raises:
-        StoreError: The store cannot be reached, listed or written.
-    """
-    probe = scratch / PROBE
-    with store.named("write to"):
-        probe.write_bytes(b"")
-        try:
-            store.put(probe, PROBE)
-            store.delete(PROBE)
-        finally:
-            probe.unlink(missing_ok=True)
 
 
 def _s3_client(checksums: str | None = None, **options: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Train a connector: `composer vlm_composer/train.py yamls/stage1.yaml key=value …`."""
+"""Train a connector: `composer vlm_composer/train.py yamls/stage1.yaml key=value …`.
+
+With `--preflight`, look for what would keep the run from going well, and train nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,15 @@ from vlm_composer.assembly import (
     assemble_model,
     assemble_template,
     assemble_train_loader,
-    claim_data,
     features_of,
 )
 from vlm_composer.config import TrainConfig
 from vlm_composer.planning.choose import choose_parallelism
-from vlm_composer.ranks import on_every_rank, on_rank_zero, run_on
+from vlm_composer.preflight.checks import check_run
+from vlm_composer.preflight.command import FLAG, preflight
+from vlm_composer.preflight.ranks import Placement, check_ranks, count_gpus
+from vlm_composer.preflight.report import judge, refuse
+from vlm_composer.ranks import on_every_rank, on_rank_zero
 from vlm_composer.training.contact import explain_lost_contact, join_ranks
 from vlm_composer.training.freezing import log_parts
 from vlm_composer.training.hardware import choose_device
@@ -50,18 +56,20 @@ def prepare(config: TrainConfig) -> Trainer:
         OSError: A file or a store cannot be read.
     """
     device = choose_device(config.device)
+    # Wrong ones would wait for each other.
+    refuse({"ranks": check_ranks(Placement.of_this_rank(), count_gpus(device))})
     log_to_stderr()
     # Before any streaming object, which asks it for the ranks.
     join_ranks(device, config.dist_timeout)
     config = choose_parallelism(config, device)
     log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
 
-    # What can be wrong with stores and data is found before the towers are loaded.
+    # What can be wrong is found before the towers are loaded, and the caches of shards are taken.
+    judge(check_run(config, device, starting=True))
     save_folder = open_save_folder(config)
     resumption = find_resumption(config, save_folder)
     template = on_every_rank(lambda: assemble_template(config))
     encoder = on_every_rank(lambda: assemble_encoder(config, template))
-    run_on(dist.get_local_rank() == 0, lambda: claim_data(config))
     train_data = assemble_train_loader(config, encoder, device)
     evaluators = assemble_evaluators(config, encoder, device)
 
@@ -88,11 +96,15 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0; 75 when the run was stopped by SIGTERM and can go on; 1 for what the user
-        can mend, which is told in one line.
+        can mend, which is told in a line each.
     """
+    only_look = FLAG in arguments
+    arguments = [argument for argument in arguments if argument != FLAG]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 1
+    if only_look:
+        return preflight(arguments[0], arguments[1:])
     try:
         config = TrainConfig.read(arguments[0], arguments[1:])
         with explain_lost_contact(config):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from checkpoints import HOLD, folder_of, newest
 from runs import run, start
+from vlm_composer.preflight.report import PreflightError
 from vlm_composer.training.checkpoint_file import (
     WEIGHTS,
     CheckpointError,
@@ -143,7 +144,7 @@ def test_hostile_sharded_metadata_runs_nothing(tiny_config, tmp_path):
     marker, folder = tmp_path / "ran", tmp_path / "sharded"
     folder.mkdir()
     (folder / ".metadata").write_bytes(pickle.dumps(Payload(str(marker))))
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(PreflightError, match="holds no checkpoint"):
         start(tiny_config(load_path=str(folder)))
     assert not marker.exists()
     with pytest.raises(AttributeError):  # of what the payload gave, once it had run

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from composer.utils import dist
 from checkpoints import HOLD, folder_of, newest
 from runs import run, start
 from vlm_composer.assembly import assemble_model, assemble_template
+from vlm_composer.preflight.report import PreflightError
 from vlm_composer.training.checkpoint_file import (
-    CheckpointError,
     load_connector,
 )
 
@@ -166,7 +167,7 @@ def flip_a_bit(path):
 
 def test_a_folder_with_checkpoints_is_not_written_into_by_mistake(tiny_config):
     run(tiny_config(**HOLD))
-    with pytest.raises(CheckpointError, match=r"already holds 2 checkpoints.*autoresume"):
+    with pytest.raises(PreflightError, match=r"already holds 2 checkpoints.*autoresume"):
         start(tiny_config(**HOLD))
     config = tiny_config(**HOLD, save_overwrite=True, max_duration="1ba")
     run(config)
@@ -174,8 +175,11 @@ def test_a_folder_with_checkpoints_is_not_written_into_by_mistake(tiny_config):
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_says_so(tiny_config, tiny_disk):
+    subprocess.run(["mount", "-o", "remount,size=4m", tiny_disk], check=True)
     config = tiny_config(save_folder=str(tiny_disk / "checkpoints"), save_interval="1ba")
+    trainer, _, _ = start(config)
+    (tiny_disk / "of another").write_bytes(bytes(4_000_000))
     with pytest.raises(OSError, match=r"could not write .*ep0-ba1.*; free some space"):
-        run(config)
+        trainer.fit()
     left = sorted(path.name for path in (tiny_disk / "checkpoints").iterdir())
     assert left == []

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
 from vlm_composer.config.data import ImageDecoder
+from vlm_composer.data.cache_room import bytes_to_fetch
 from vlm_composer.data.features import FEATURES_FILE, Features
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.schema import IMAGE_KEYS
@@ -135,11 +136,9 @@ class StreamingCaptions(StreamingDataset):
         """Raise StoreError where the disk has no room for the shards that are not there yet."""
         (stream,) = self.streams
         folder = Path(stream.local, stream.split)
-        present = sum(path.stat().st_size for path in folder.glob("*.mds"))
-        wanted = sum(shard.get_raw_size() for shard in self.shards)
-        if self.cache_limit:
-            wanted = min(wanted, int(self.cache_limit))  # a number by now
-        missing, free = wanted - present, shutil.disk_usage(folder).free
+        files = {raw.basename: raw.bytes for shard in self.shards for raw, _ in shard.file_pairs}
+        limit = int(self.cache_limit) if self.cache_limit else None  # a number by now
+        missing, free = bytes_to_fetch(folder, files, limit), shutil.disk_usage(folder).free
         if free < missing:
             raise StoreError(
                 f"{folder}: the cache needs {missing / 1e9:.1f} GB more and the disk has "

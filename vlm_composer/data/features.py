@@ -68,8 +68,12 @@ class Features:
     of its own shards' the order of training is that of the images."""
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, place: object = None) -> Self:
         """Read a `features.json`.
+
+        Args:
+            path: The file.
+            place: What messages call it, where that is not its path.
 
         Raises:
             FeaturesError: It is none.
@@ -86,7 +90,7 @@ class Features:
             return features
         except (ValueError, TypeError, KeyError) as error:
             raise FeaturesError(
-                f"{path} does not describe features ({error!r}); write them again with "
+                f"{place or path} does not describe features ({error!r}); write them again with "
                 "`python -m convert.features`"
             ) from error
 

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from streaming.base.constant import LOCALS
@@ -81,39 +82,81 @@ def claim_caches(folders: Iterable[str]) -> None:
     for folder in sorted(ours):
         _claimed[folder] = _lock(folder)
         remove_partials(Path(folder))
+    for taken, stale in _blocks_of(ours):
+        for path in stale:
+            path.unlink(missing_ok=True)
+        log.info(
+            "Freed %d blocks of shared memory that an earlier run left for %s.",
+            len(stale),
+            ", ".join(sorted(taken)),
+        )
+
+
+def look_at_caches(folders: Iterable[str]) -> list[str]:
+    """Say what `claim_caches` would free, and change nothing.
+
+    Args:
+        folders: As for `claim_caches`.
+
+    Returns:
+        A text for each folder that a killed run holds shared memory of.
+
+    Raises:
+        ValueError: A living process of this machine uses one of them.
+    """
+    ours = {os.path.abspath(folder) for folder in folders} - _claimed.keys()
+    for folder in sorted(ours):
+        with suppress(FileNotFoundError):  # nobody has ever used it
+            lock = os.open(_lock_path(folder), os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(_in_use(folder, lock)) from None
+            finally:
+                os.close(lock)
+    return [
+        f"{len(stale)} blocks of shared memory of a killed run for {', '.join(sorted(taken))}"
+        for taken, stale in _blocks_of(ours)
+    ]
+
+
+def _blocks_of(ours: set[str]) -> Iterator[tuple[set[str], list[Path]]]:
+    """streaming's blocks for some of our folders, data set by data set."""
     for block in sorted(SHARED_MEMORY.glob(f"[0-9]*_{LOCALS}")):
         if taken := ours & set(_folders_of(block)):
-            stale = sorted(SHARED_MEMORY.glob(f"{block.name.removesuffix(LOCALS)}*"))
-            for path in stale:
-                path.unlink(missing_ok=True)
-            log.info(
-                "Freed %d blocks of shared memory that an earlier run left for %s.",
-                len(stale),
-                ", ".join(sorted(taken)),
-            )
+            yield taken, sorted(SHARED_MEMORY.glob(f"{block.name.removesuffix(LOCALS)}*"))
 
 
 def _lock(folder: str) -> int:
     """Lock a folder for as long as this process and its children live."""
-    name = f"vlm_composer-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
-    lock = os.open(Path(tempfile.gettempdir(), name), os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(_lock_path(folder), os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                holder = os.pread(lock, 20, 0).decode() or "another process"
+                message = _in_use(folder, lock)
                 os.close(lock)
-                raise ValueError(
-                    f"{folder} is in use by process {holder}; end that run or give this one a "
-                    "cache of its own (train_loader.dataset.local)"
-                ) from None
+                raise ValueError(message) from None
             time.sleep(0.1)
         else:
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
             return lock
+
+
+def _lock_path(folder: str) -> Path:
+    name = f"vlm_composer-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
+    return Path(tempfile.gettempdir(), name)
+
+
+def _in_use(folder: str, lock: int) -> str:
+    holder = os.pread(lock, 20, 0).decode() or "another process"
+    return (
+        f"{folder} is in use by process {holder}; end that run or give this one a cache of its "
+        "own (train_loader.dataset.local)"
+    )
 
 
 def _folders_of(block: Path) -> list[str]:

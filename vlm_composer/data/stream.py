@@ -65,7 +65,7 @@ class CheckedStream(Stream):
         if self.remote:  # nobody goes on with the index of an earlier run
             run_on(
                 world.is_local_leader,
-                lambda: self._fetch("index.json", _index_fault, "the index"),
+                lambda: self._fetch("index.json", index_fault, "the index"),
             )
         return super().get_shards(world, allow_unsafe_types)
 
@@ -191,7 +191,8 @@ def _json_fault(path: Path) -> str | None:
     return None
 
 
-def _index_fault(path: Path) -> str | None:
+def index_fault(path: Path) -> str | None:
+    """Say what is wrong with an `index.json`; None where it is one."""
     if fault := _json_fault(path):
         return fault
     index = json.loads(path.read_bytes())

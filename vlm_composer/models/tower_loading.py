@@ -110,6 +110,13 @@ def load_language_model(
     return _load(AutoModelForCausalLM, name, config, pretrained, revision, empty, options)
 
 
+def check_kind(auto: Any, name: str, config: PretrainedConfig) -> None:
+    """Raise ValueError where transformers' `auto` class has no model for a configuration."""
+    if type(config) not in auto._model_mapping:
+        kind = "causal language model" if auto is AutoModelForCausalLM else "vision model"
+        raise ValueError(f"{name} is a {config.model_type}, which transformers has no {kind} for")
+
+
 def _load(
     auto: Any,
     name: str,
@@ -119,9 +126,7 @@ def _load(
     empty: bool,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    if type(config) not in auto._model_mapping:
-        kind = "causal language model" if auto is AutoModelForCausalLM else "vision model"
-        raise ValueError(f"{name} is a {config.model_type}, which transformers has no {kind} for")
+    check_kind(auto, name, config)
     if empty:
         with _parameters_on_meta():
             return auto.from_config(copy.deepcopy(config), **options)

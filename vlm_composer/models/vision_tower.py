@@ -103,6 +103,21 @@ class VisionTower(Frozen):
         return not self.model.config.model_type.startswith("dinov2")
 
 
+def layers_below(layer: int, depth: int) -> int:
+    """Layers that make the hidden state `layer`, an index as `VisionTower`'s, of a model of
+    `depth` layers.
+
+    Raises:
+        ValueError: There is no such hidden state.
+    """
+    count = layer if layer >= 0 else depth + 1 + layer
+    if not 0 <= count <= depth:
+        raise ValueError(
+            f"layer {layer}: a model of {depth} layers has hidden states {-depth - 1} to {depth}"
+        )
+    return count
+
+
 def _drop_pooling(model: nn.Module) -> None:
     """Remove the head of SigLIP or the pooler of ViT, which make one vector of the patches."""
     module: Any
@@ -117,11 +132,7 @@ def _drop_pooling(model: nn.Module) -> None:
 def _keep_layers(model: PreTrainedModel, layer: int) -> None:
     """Cut the stack so that `last_hidden_state` is `hidden_states[layer]` of the whole model."""
     depth: int = model.config.num_hidden_layers
-    keep = layer if layer >= 0 else depth + 1 + layer
-    if not 0 <= keep <= depth:
-        raise ValueError(
-            f"layer {layer}: a model of {depth} layers has hidden states {-depth - 1} to {depth}"
-        )
+    keep = layers_below(layer, depth)
     stacks = [
         (module, name)
         for module in model.modules()

@@ -18,8 +18,9 @@ from vlm_composer.planning.activations import (
     measure_activations,
 )
 from vlm_composer.planning.estimate import Room, Weights, recommend
+from vlm_composer.planning.on_gpus import microbatch_size
 from vlm_composer.ranks import on_rank_zero
-from vlm_composer.training.hardware import device_memory
+from vlm_composer.training.hardware import choose_precision, device_memory
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +51,27 @@ def choose_parallelism(config: TrainConfig, device: str) -> TrainConfig:
 
 
 def weights_and_activations(config: TrainConfig, device: str) -> tuple[Weights, ActivationBytes]:
-    """Count the model's weights and measure a micro-batch of `device_train_microbatch_size`.
+    """Count the model's weights and measure a micro-batch; seconds for the full recipe.
 
     Args:
-        config: The run, with a number for it.
+        config: The run.
         device: "cpu" or "gpu".
     """
-    assert isinstance(config.device_train_microbatch_size, int)
+    ranks = dist.get_world_size()
     with torch.device("meta"):
         model = assemble_model(unloaded(config), device)
     weights = Weights.of(model)  # before they are faked
+    precision, autocast_dtype = choose_precision(config.precision, device)
+    if precision.value == "amp_bf16":  # Composer's, on a GPU
+        autocast_dtype = torch.bfloat16
     activations = measure_activations(
         model,
-        microbatch_size=config.device_train_microbatch_size,
+        microbatch_size=min(
+            microbatch_size(config, ranks), config.global_train_batch_size // ranks
+        ),
         prompt_tokens=PROMPT_TOKENS,
         answer_tokens=ANSWER_TOKENS,
-        autocast_dtype=None if config.precision == "fp32" else torch.bfloat16,
+        autocast_dtype=autocast_dtype,
     )
     return weights, activations
 

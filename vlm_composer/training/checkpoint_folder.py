@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from vlm_composer.local_files import move_durably, partial_path, remove_partials
 from vlm_composer.outages import StoreError, ride_out
-from vlm_composer.storage import FolderStore, check_writable, open_store
+from vlm_composer.storage import FolderStore, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,11 @@ _NAME = re.compile(rf"ep(\d+)-ba(\d+){re.escape(SUFFIX)}")
 def checkpoint_name(epoch: int, batch: int) -> str:
     """The file name of a checkpoint."""
     return f"ep{epoch}-ba{batch}{SUFFIX}"
+
+
+def checkpoints_among(names: Iterable[str]) -> list[str]:
+    """Names of checkpoints, the newest first; other names are left out."""
+    return sorted((name for name in names if _NAME.fullmatch(name)), key=_age, reverse=True)
 
 
 class CheckpointFolder:
@@ -50,15 +56,10 @@ class CheckpointFolder:
         self.scratch.mkdir(parents=True, exist_ok=True)
         remove_partials(self.scratch)
 
-    def check_writable(self) -> None:
-        """Raise StoreError unless a file can be written."""
-        check_writable(self._store, self.scratch)
-
     def names(self) -> list[str]:
         """Names of all checkpoints, the newest first."""
         with self._store.named("list"):
-            names = [name for name in self._store.names() if _NAME.fullmatch(name)]
-        return sorted(names, key=_age, reverse=True)
+            return checkpoints_among(self._store.names())
 
     def scratch_path(self, name: str) -> Path:
         """Where to write the checkpoint `name` before it is added."""

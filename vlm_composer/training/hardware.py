@@ -16,6 +16,8 @@ from torch.utils._triton import has_triton
 
 from vlm_composer.config.model import Dtype
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 
 def has_native_bf16(device: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware.
@@ -62,11 +64,16 @@ def device_memory(device: str) -> tuple[float, str]:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return float(properties.total_memory), properties.name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # "max" where there is none
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        memory = min(memory, int(text))
     ranks = dist.get_local_world_size()
-    return memory / ranks, "this machine's" if ranks == 1 else f"a {ranks}th of this machine's"
+    name = "this machine's" if ranks == 1 else f"1/{ranks} of this machine's"
+    return min(memory, container_limit()) / ranks, name
+
+
+def container_limit(group: Path = CONTROL_GROUP) -> float:
+    """Bytes that a container may take (cgroup v2); infinite where there is no limit."""
+    limit = group / "memory.max"
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return float("inf") if text == "max" else float(text)
 
 
 def compile_obstacle(device: str) -> str | None:

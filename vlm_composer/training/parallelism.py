@@ -60,6 +60,15 @@ def _allocate(model: nn.Module, device: str) -> None:
             setattr(module, name, made[parameter])
 
 
+def ranks_of_a_copy(config: TrainConfig) -> int:
+    """Ranks that hold one copy of the model between them; `auto` must have been decided."""
+    if config.parallelism == "shard":
+        return dist.get_world_size()
+    if config.parallelism == "hybrid":
+        return config.shard_degree or dist.get_local_world_size()
+    return 1
+
+
 def device_mesh(config: TrainConfig, device: str) -> DeviceMesh | None:
     """Arrange the ranks as (replicate, shard) for FSDP2; None for `parallelism: replicate`.
 
@@ -72,15 +81,12 @@ def device_mesh(config: TrainConfig, device: str) -> DeviceMesh | None:
     """
     if config.parallelism == "replicate":
         return None
-    world_size = dist.get_world_size()
-    shards = world_size
-    if config.parallelism == "hybrid":
-        shards = config.shard_degree or dist.get_local_world_size()
-        if world_size % shards:
-            raise ValueError(
-                f"parallelism: hybrid: {shards} ranks that share a copy do not divide the "
-                f"{world_size} ranks; set fsdp_config.data_parallel_shard_degree"
-            )
+    world_size, shards = dist.get_world_size(), ranks_of_a_copy(config)
+    if world_size % shards:
+        raise ValueError(
+            f"parallelism: hybrid: {shards} ranks that share a copy do not divide the "
+            f"{world_size} ranks; set fsdp_config.data_parallel_shard_degree"
+        )
     kind = "cuda" if device == "gpu" else "cpu"
     shape = (world_size // shards, shards)
     return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))

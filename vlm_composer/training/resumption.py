@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Resumption(NamedTuple):
 
 
 def open_save_folder(config: TrainConfig) -> CheckpointFolder | None:
-    """Open the run's checkpoints on rank 0 and see that they can be written.
+    """Open the run's checkpoints on rank 0; the preflight has seen that they can be written.
 
     With `save_overwrite` it deletes what is there. The other ranks, and a run that saves nothing,
     get None.
@@ -57,19 +58,32 @@ def open_save_folder(config: TrainConfig) -> CheckpointFolder | None:
             store_timeout=config.store_timeout,
             keep=config.save_num_checkpoints_to_keep,
         )
-        folder.check_writable()
-        names = folder.names()
-        if names and config.save_overwrite:
+        check_free(config, url, folder.names())
+        if config.save_overwrite:
             folder.clear()
-        elif names and not config.autoresume:
-            raise CheckpointError(
-                f"save_folder: {url} already holds {len(names)} checkpoints, the newest is "
-                f"{names[0]}; set autoresume: true to go on from it, save_overwrite: true to "
-                "delete them, or choose another folder"
-            )
         return folder
 
     return run_on(dist.get_global_rank() == 0, open_and_check)
+
+
+def check_free(config: TrainConfig, url: str, names: Sequence[str]) -> None:
+    """Refuse the checkpoints of another run where nothing says what to do with them.
+
+    Args:
+        config: The run.
+        url: Its `save_folder`, filled in.
+        names: Of the checkpoints there, the newest first.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    if names and not (config.save_overwrite or config.autoresume):
+        number = "1 checkpoint" if len(names) == 1 else f"{len(names)} checkpoints"
+        raise CheckpointError(
+            f"{url} already holds {number}, the newest is {names[0]}; set "
+            "autoresume: true to go on from it, save_overwrite: true to delete them, or choose "
+            "another folder"
+        )
 
 
 def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resumption | None:

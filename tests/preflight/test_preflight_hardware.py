@@ -1,0 +1,44 @@
+"""What a rank takes is compared with what there is, a container's limit included."""
+
+import pytest
+
+from vlm_composer.preflight.hardware import _container_memory, check_device, check_memory
+from vlm_composer.training.hardware import has_native_bf16
+
+
+def test_a_model_that_fits(tiny_config):
+    (found,) = check_memory(tiny_config(), "cpu")
+    assert found.level == "ok"
+    assert "adamw moments 316.7 kB" in found.text
+
+
+def test_a_model_that_cannot_fit(tiny_config, towers):
+    huge = {"hidden_size": 65_536, "intermediate_size": 1_000_000}
+    language_model = {"name": str(towers / "qwen3"), "pretrained": False}
+    config = tiny_config(language_model=language_model | {"config_overrides": huge})
+    (found,) = check_memory(config, "cpu")
+    assert found.level == "failure"
+    assert "TB (towers " in found.text
+    assert "parallelism: shard" in found.advice
+
+
+def test_a_container_has_less_than_its_machine(tmp_path):
+    assert _container_memory(tmp_path) == float("inf")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 300\nfile 400\n")
+    assert _container_memory(tmp_path) == float("inf")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _container_memory(tmp_path) == 700
+
+
+@pytest.mark.skipif(has_native_bf16("cpu"), reason="this CPU multiplies bf16")
+def test_bf16_where_it_is_slow(tiny_config):
+    found = check_device(tiny_config(precision="amp_bf16"), "cpu")
+    assert "precision: bf16, which this CPU does not multiply in hardware" in str(found[-1])
+
+
+def test_this_cpu(tiny_config):
+    (found,) = check_device(tiny_config(), "cpu")
+    assert found.level == "ok"
+    assert found.text.startswith("CPU, ")

@@ -1,0 +1,124 @@
+"""The checks of a run, in the order that they are told, and the ranks that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from composer.utils import dist
+
+from vlm_composer.assembly import caches_of, claim_data, vision_settings
+from vlm_composer.config import TrainConfig
+from vlm_composer.data.leftovers import look_at_caches
+from vlm_composer.preflight.disk import check_disk, check_shared_memory
+from vlm_composer.preflight.finding import Finding, Findings
+from vlm_composer.preflight.hardware import check_device, check_memory
+from vlm_composer.preflight.ranks import Placement, check_batch, check_ranks, count_gpus
+from vlm_composer.preflight.shards import Shards, check_shards, check_sides, read_shards
+from vlm_composer.preflight.stores import check_load_path, check_save_folder
+from vlm_composer.preflight.towers import (
+    check_language_model,
+    check_tokenizer,
+    check_vision_tower,
+)
+
+Report = dict[str, list[Finding]]
+"""What each check found, by its name, in the order of the report."""
+
+
+def check_run(config: TrainConfig, device: str, *, starting: bool) -> Report:
+    """Run the checks: rank 0 looks at where checkpoints go, a node's first rank at the rest.
+
+    All ranks must call this, after they have met.
+
+    Args:
+        config: The run.
+        device: "cpu" or "gpu".
+        starting: The run goes on from here: its caches are taken and what killed runs hold of them
+            is freed; a store that is away is waited for; memory is not estimated, which would take
+            seconds. Otherwise nothing is changed and nothing waited for.
+
+    Returns:
+        The same on every rank.
+    """
+    here = check_here(config, device, starting=starting) if dist.get_local_rank() == 0 else {}
+    nodes = [report for report in dist.all_gather_object(here) if report]
+    return _merged(nodes)
+
+
+def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
+    """Run the checks that this rank is for, and ask no other; arguments as for `check_run`."""
+    seconds = config.store_timeout if starting else 0
+    placement = Placement.of_this_rank()
+    leads = placement.rank == 0
+    towers = [
+        check_vision_tower(config, reads_weights=leads),
+        check_language_model(config, reads_weights=leads),
+    ]
+    # What is reckoned with a tower's configuration is left out where there is none to be had.
+    known = all(finding.level == "ok" for found in towers for finding in found[-1:])
+    saving = check_save_folder(config) if leads else Findings()
+    saves = bool(saving) and saving[-1].level != "failure"
+    data, sides = _check_data(config, seconds, known=known)
+    report: dict[str, Findings] = {
+        "ranks": check_ranks(placement, count_gpus(device)),
+        "batch": check_batch(config, placement),
+        "device": check_device(config, device),
+        "vision tower": towers[0],
+        "language model": towers[1],
+        "tokenizer": check_tokenizer(config),
+        "shards": data,
+        "save folder": saving,
+        "load path": check_load_path(config) if leads else Findings(),
+        "disk": check_disk(config, sides, checkpoints=saves and known),
+        "shared memory": check_shared_memory(config, sides) if known else Findings(),
+    }
+    if known and not starting:
+        report["memory"] = check_memory(config, device)
+    if starting and any(f.level == "failure" for found in report.values() for f in found):
+        starting = False  # the run ends here: it takes nothing
+    report["leftovers"] = _check_leftovers(config, take=starting)
+    return {name: list(found) for name, found in report.items() if found}
+
+
+def _check_data(
+    config: TrainConfig, seconds: float, *, known: bool
+) -> tuple[Findings, Mapping[str, Shards]]:
+    found, sides = Findings(), {}
+    for side, loader in (("train", config.train_loader), ("eval", config.eval_loader)):
+        if loader is not None:
+            with found.failing():
+                sides[side] = read_shards(loader.dataset, seconds)
+                vision = vision_settings(config) if known else None
+                found += check_shards(config, side, sides[side], vision, seconds)
+    if len(sides) == 2:
+        found += check_sides(config, sides["train"], sides["eval"])
+    return found, sides
+
+
+def _check_leftovers(config: TrainConfig, *, take: bool) -> Findings:
+    found, caches = Findings(), caches_of(config)
+    if not caches:
+        return found
+    with found.failing():
+        left = look_at_caches(caches) if not take else []
+        if take:
+            claim_data(config)
+        for text in left:
+            found.warn(text, "the next run that is started frees them")
+        if not left:
+            found.ok(f"no other run uses {', '.join(caches)}")
+    return found
+
+
+def _merged(nodes: Sequence[Report]) -> Report:
+    """One report of those of all nodes; what is not found on all of them names its node."""
+    merged: Report = {}
+    for name in dict.fromkeys(name for report in nodes for name in report):
+        asked = [number for number, report in enumerate(nodes) if name in report]
+        findings = dict.fromkeys(f for number in asked for f in nodes[number][name])
+        merged[name] = []
+        for finding in findings:
+            on = [number for number in asked if finding in nodes[number][name]]
+            where = "" if on == asked else f"node {', '.join(map(str, on))}: "
+            merged[name].append(Finding(finding.level, where + finding.text, finding.advice))
+    return merged

@@ -1,0 +1,191 @@
+"""Room on this machine's disks and in its shared memory for what a run will write there."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from composer.core import Time, TimeUnit
+from composer.utils import dist
+from streaming.base.util import bytes_to_int
+
+from vlm_composer.assembly import assemble_connector, vision_settings
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.data import LoaderConfig
+from vlm_composer.data.cache_room import bytes_to_fetch
+from vlm_composer.data.leftovers import SHARED_MEMORY
+from vlm_composer.models.tower_loading import read_config
+from vlm_composer.plan import CHECKPOINT_BYTES_PER_PARAMETER
+from vlm_composer.preflight.finding import Findings, counted, readable
+from vlm_composer.preflight.shards import Shards
+from vlm_composer.storage import open_store
+from vlm_composer.training.checkpoint_folder import checkpoints_among
+from vlm_composer.training.freezing import count_parameters
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a run writes to a folder: `least` bytes to be of use at all, `most` in the end."""
+
+    what: str
+    folder: Path
+    least: float
+    most: float
+
+
+def check_disk(config: TrainConfig, sides: Mapping[str, Shards], *, checkpoints: bool) -> Findings:
+    """Compare the free bytes of each file system with what goes there: caches and checkpoints.
+
+    Args:
+        config: The run.
+        sides: The data sets whose index could be read, by side.
+        checkpoints: This rank writes them, and the towers' widths are known.
+    """
+    found = Findings()
+    needs = _caches(found, config, sides)
+    if checkpoints and config.save_folder is not None:
+        with found.failing():
+            needs += _checkpoints(config, sides.get("train"))
+    disks: dict[int, list[_Need]] = defaultdict(list)
+    for need in needs:
+        disks[os.stat(_existing(need.folder)).st_dev].append(need)
+    for on_disk in disks.values():
+        _compare(found, on_disk)
+    return found
+
+
+def check_shared_memory(config: TrainConfig, sides: Mapping[str, Shards]) -> Findings:
+    """Compare /dev/shm with the batches that loaders' workers hand over in it."""
+    found, loader = Findings(), config.train_loader
+    if not loader.num_workers or not SHARED_MEMORY.is_dir():
+        return found
+    with found.failing():
+        features = sides["train"].features if "train" in sides else None
+        sample = features.sample_bytes if features else 3 * vision_settings(config).image_size ** 2
+        batch = config.global_train_batch_size // dist.get_world_size() * sample
+        ahead = dist.get_local_world_size() * loader.num_workers * loader.prefetch_factor
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        text = (
+            f"{SHARED_MEMORY} has {readable(free)} free; workers prepare {readable(ahead * batch)} "
+            f"ahead ({counted(ahead, 'batch')} of {readable(batch)})"
+        )
+        advice = (
+            "give the container more (docker run --shm-size), or set train_loader.num_workers or "
+            "prefetch_factor lower"
+        )
+        if free < batch:
+            found.fail(text, advice)
+        elif free < ahead * batch:
+            found.warn(text, advice)
+        else:
+            found.ok(text)
+    return found
+
+
+def _caches(found: Findings, config: TrainConfig, sides: Mapping[str, Shards]) -> list[_Need]:
+    needs = []
+    loaders: dict[str, LoaderConfig | None] = {
+        "train": config.train_loader,
+        "eval": config.eval_loader,
+    }
+    for side, shards in sides.items():
+        loader = loaders[side]
+        assert loader is not None
+        if loader.dataset.remote is None:
+            continue
+        with found.failing():
+            limit = None
+            if loader.dataset.cache_limit:
+                limit = bytes_to_int(loader.dataset.cache_limit)
+                least = max(4 * shards.largest, len(shards.index) + 1)
+                if limit < least:
+                    raise ValueError(
+                        f"{side}_loader.dataset.cache_limit: {limit:,} bytes are less than four of "
+                        f"the largest shard ({shards.largest:,} bytes), which streaming needs; set "
+                        f"{least:,} or more, or leave it out"
+                    )
+            folder = Path(loader.dataset.local)
+            size = bytes_to_fetch(folder, shards.cached, limit)
+            needs.append(_Need(f"the cache of {side} in {folder}", folder, size, size))
+    return needs
+
+
+def _checkpoints(config: TrainConfig, train: Shards | None) -> list[_Need]:
+    """What checkpoints take in a local save_folder, or on their way to a bucket."""
+    assert config.save_folder is not None
+    url, size = config.folder(config.save_folder), _checkpoint_bytes(config)
+    if "://" in url:
+        folder = Path(config.folder("{run_folder}/scratch"))
+        return [_Need(f"a checkpoint on its way in {folder}", folder, size, size)]
+    store = open_store(url)
+    saved = store.sizes()
+    present = 0 if config.save_overwrite else sum(saved[n] for n in checkpoints_among(saved))
+    number = _saves(config, train)
+    if config.save_num_checkpoints_to_keep > 0:  # the oldest goes when the newest is there
+        number = min(number, config.save_num_checkpoints_to_keep + 1)
+    most = max(number * size - present, size)
+    what = f"{counted(number, 'checkpoint')} of {readable(size)} in {url}"
+    return [_Need(what, Path(url), size, most)]
+
+
+def _checkpoint_bytes(config: TrainConfig) -> int:
+    widths = [
+        read_config(t.name, revision=t.revision, overrides=t.config_overrides).hidden_size
+        for t in (config.vision_tower, config.language_model)
+    ]
+    with torch.device("meta"):
+        return CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(
+            assemble_connector(config, *widths)
+        )
+
+
+def _saves(config: TrainConfig, train: Shards | None) -> int:
+    """How many checkpoints a run saves; one where that cannot be told."""
+    interval, duration = (
+        Time.from_timestring(text) for text in (config.save_interval, config.max_duration)
+    )
+    if interval.unit == TimeUnit.DURATION:
+        return math.ceil(1 / interval.value)
+    per_epoch = train.samples / config.global_train_batch_size if train else math.inf
+    batches = {
+        TimeUnit.BATCH: 1.0,
+        TimeUnit.EPOCH: per_epoch,
+        TimeUnit.SAMPLE: 1 / config.global_train_batch_size,
+    }
+    if interval.unit == duration.unit:
+        return math.ceil(duration.value / interval.value)
+    if interval.unit not in batches or duration.unit not in batches or per_epoch == math.inf:
+        return 1
+    count = duration.value * batches[duration.unit] / (interval.value * batches[interval.unit])
+    return max(math.ceil(count), 1)
+
+
+def _compare(found: Findings, needs: list[_Need]) -> None:
+    """Compare the needs of one file system with what it has free."""
+    path = _existing(needs[0].folder)
+    free = shutil.disk_usage(path).free
+    least, most = (sum(n.least for n in needs), sum(n.most for n in needs))
+    what = ", ".join(f"{need.what}: {readable(need.most)}" for need in needs)
+    text = f"{readable(free)} free at {path}; {what}"
+    advice = (
+        "free some space, choose another folder, or set dataset.cache_limit or "
+        "save_num_checkpoints_to_keep lower"
+    )
+    if free < least:
+        found.fail(text, advice)
+    elif free < most:
+        found.warn(text, advice)
+    else:
+        found.ok(text)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

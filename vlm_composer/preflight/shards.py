@@ -1,0 +1,236 @@
+"""Shards: there, whole by their sizes, of the kind that is read, and enough of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.data import DatasetConfig
+from vlm_composer.data.features import FEATURES_FILE, Features, VisionSettings
+from vlm_composer.data.schema import MDS_COLUMNS
+from vlm_composer.data.stream import index_fault
+from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.preflight.finding import Findings, counted
+from vlm_composer.storage import Store, open_store
+
+_NAMED = 3
+"""How many names of missing files a message has."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What the index of a data set says.
+
+    Attributes:
+        store: Where they are.
+        samples: Of all shards.
+        columns: Column name → MDS encoding.
+        files: Names of the files at `place` and their bytes.
+        cached: Names of the files that a cache of them keeps, and their bytes.
+        largest: Bytes of the largest shard while it is fetched, compressed and not.
+        hashes: Kinds of hash that every file has.
+        index: The text itself, to tell one data set from another.
+        features: What the patches are, where it holds patches in place of images.
+    """
+
+    store: Store
+    samples: int
+    columns: Mapping[str, str]
+    files: Mapping[str, int]
+    cached: Mapping[str, int]
+    largest: int
+    hashes: frozenset[str]
+    index: bytes
+    features: Features | None = None
+
+    @property
+    def place(self) -> str:
+        """Folder or URL of the shards."""
+        return self.store.url
+
+
+def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
+    """Read the index of a section's data set, and no shard.
+
+    Args:
+        dataset: The section.
+        seconds: How long the store may be away.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+        StoreError: The store cannot be used.
+    """
+    place = dataset.remote or dataset.local
+    if dataset.remote is None and not Path(place, "index.json").is_file():
+        raise ValueError(
+            f"{place} holds no MDS shards (no index.json); write them with `python -m convert`, "
+            "or set `remote`"
+        )
+    store = open_store(place)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _fetch(store, "index.json", Path(folder), seconds)
+        if fault := index_fault(path):
+            raise ValueError(f"the index of {place} is corrupt: {fault}; upload it again")
+        index = path.read_bytes()
+        shards = json.loads(index)["shards"]
+        if not shards:
+            raise ValueError(f"{place} holds no shard; convert the data again")
+        try:
+            described = _describe(store, shards, index, zipped=dataset.remote is not None)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the index of {place} is not that of MDS shards ({error!r}); write them with "
+                "`python -m convert`"
+            ) from error
+        if "patches" in described.columns:
+            path = _fetch(store, FEATURES_FILE, Path(folder), seconds)
+            features = Features.read(path, f"{place}/{FEATURES_FILE}")
+            return replace(described, features=features)
+        return described
+
+
+def check_shards(
+    config: TrainConfig, side: str, shards: Shards, vision: VisionSettings | None, seconds: float
+) -> Findings:
+    """Compare what is there with the index, and the index with what is read.
+
+    Args:
+        config: The run.
+        side: "train" or "eval".
+        shards: Of that side.
+        vision: How the run's vision tower sees an image; None where that is not known.
+        seconds: How long the store may be away.
+    """
+    found = Findings()
+    loader = config.train_loader if side == "train" else config.eval_loader
+    assert loader is not None
+    _compare_files(found, side, shards, seconds)
+    wanted = dict(MDS_COLUMNS)
+    if shards.features is not None:
+        wanted = shards.features.columns
+        with found.failing():
+            if vision is not None:
+                shards.features.check_settings(vision, shards.place)
+    if {name: shards.columns.get(name) for name in wanted} != wanted:
+        found.fail(
+            f"{side}: {shards.place} has the columns {_columns(shards.columns)}, and "
+            f"{_columns(wanted)} are read",
+            "write the shards with `python -m convert`",
+        )
+    hash_kind = loader.dataset.validate_hash
+    if hash_kind and hash_kind not in shards.hashes:
+        found.fail(
+            f"validate_hash: {hash_kind}, but the index of {shards.place} has "
+            f"{', '.join(sorted(shards.hashes)) or 'no hashes'}",
+            "set one of those, or null to check sizes only",
+        )
+    batch = config.global_train_batch_size
+    if side == "train" and loader.drop_last and shards.samples < batch:
+        found.fail(
+            f"train_loader: {shards.samples} samples are fewer than one batch of {batch} "
+            "(global_train_batch_size)",
+            f"set {shards.samples} or less, or drop_last: false",
+        )
+    return found
+
+
+def check_sides(config: TrainConfig, train: Shards, evaluation: Shards) -> Findings:
+    """See that the sets of training and of evaluation are two."""
+    found = Findings()
+    assert config.eval_loader is not None
+    ours, theirs = config.train_loader.dataset, config.eval_loader.dataset
+    if train.index == evaluation.index:
+        found.warn(
+            f"train and eval read the same shards ({train.place}, {evaluation.place}): the "
+            "evaluation says nothing of unseen samples",
+            "point eval_loader at the other side of the conversion",
+        )
+    elif evaluation.samples > train.samples:
+        found.warn(
+            f"eval has {evaluation.samples:,} samples and train {train.samples:,}",
+            "see whether the two were mixed up",
+        )
+    if ours.local == theirs.local and (ours.remote or theirs.remote):
+        found.fail(
+            f"train and eval have the same cache, {ours.local}",
+            "give eval_loader.dataset.local a folder of its own",
+        )
+    return found
+
+
+def _compare_files(found: Findings, side: str, shards: Shards, seconds: float) -> None:
+    try:
+        there = ride_out(shards.store.sizes, f"list {shards.place}", seconds)
+    except StoreError as error:
+        found.warn(
+            f"{side}: the shards' sizes are not known: {error}",
+            "allow listing the bucket, or see to it that every shard is there",
+        )
+        return
+    missing = [name for name in shards.files if name not in there]
+    wrong = [name for name, size in shards.files.items() if there.get(name, size) != size]
+    again = "upload or convert them again"
+    if missing:
+        found.fail(
+            f"{side}: {len(missing)} of {len(shards.files)} shards are missing from "
+            f"{shards.place}: {_names(missing)}",
+            again,
+        )
+    if wrong:
+        sizes = (f"{n} has {there[n]} bytes, the index says {shards.files[n]}" for n in wrong)
+        found.fail(
+            f"{side}: {len(wrong)} of {len(shards.files)} shards of {shards.place} are not what "
+            f"the index says: {_names(list(sizes))}",
+            again,
+        )
+    if not missing and not wrong:
+        kind = "patches" if shards.features else "images"
+        number = counted(len(shards.files), "shard")
+        found.ok(
+            f"{side}: {shards.samples:,} samples ({kind}) in {number} of {shards.place}, all there "
+            "with their sizes"
+        )
+
+
+def _describe(store: Store, shards: list[dict[str, Any]], index: bytes, *, zipped: bool) -> Shards:
+    """Read the entries of an index; `zipped` where compressed files are what is looked for."""
+    raw = [shard["raw_data"] for shard in shards]
+    stored = [(zipped and shard.get("zip_data")) or shard["raw_data"] for shard in shards]
+    kinds = {tuple(shard["column_names"]) + tuple(shard["column_encodings"]) for shard in shards}
+    if len(kinds) > 1 or any(shard["format"] != "mds" for shard in shards):
+        raise ValueError(f"the shards of {store.url} are not all MDS of the same columns")
+    names, encodings = shards[0]["column_names"], shards[0]["column_encodings"]
+    return Shards(
+        store=store,
+        samples=sum(shard["samples"] for shard in shards),
+        columns=dict(zip(names, encodings, strict=True)),
+        files={file["basename"]: file["bytes"] for file in stored},
+        cached={file["basename"]: file["bytes"] for file in raw},
+        largest=max(
+            shard["raw_data"]["bytes"] + (shard.get("zip_data") or {"bytes": 0})["bytes"]
+            for shard in shards
+        ),
+        hashes=frozenset.intersection(*(frozenset(file["hashes"]) for file in (*raw, *stored))),
+        index=index,
+    )
+
+
+def _fetch(store: Store, name: str, folder: Path, seconds: float) -> Path:
+    """Download a file to a folder."""
+    path = folder / name
+    ride_out(lambda: store.get(name, path), f"download {store.url}/{name}", seconds)
+    return path
+
+
+def _columns(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({encoding})" for name, encoding in columns.items())
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
