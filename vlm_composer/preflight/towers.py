@@ -58,8 +58,8 @@ def check_language_model(config: TrainConfig, *, reads_weights: bool = True) -> 
         check_kind(AutoModelForCausalLM, tower.name, shape)
         if config.parallelism in ("shard", "hybrid") and shape.tie_word_embeddings:
             raise ValueError(
-                f"parallelism: {config.parallelism} does not work with {tower.name}, whose embedding table is its "
-                "head (tie_word_embeddings); use parallelism: replicate"
+                f"parallelism: {config.parallelism} does not work with {tower.name}, whose "
+                "embedding table is its head (tie_word_embeddings); use parallelism: replicate"
             )
         longest = getattr(shape, "max_position_embeddings", None)
         if longest is not None and config.max_seq_len > longest:
