@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
-from composer.utils import dist
+from composer.core import State
+from composer.utils import FSDP2Config, ParallelismConfig, dist, get_device
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 
 from runs import run, start
 from vlm_composer.assembly import assemble_model
@@ -100,6 +102,20 @@ def test_tied_towers_stay_tied_on_every_rank(tiny_yaml, towers):
     llm = vlm.language_model.model
     assert llm.lm_head.weight is llm.model.embed_tokens.weight
     trainer.close()
+
+
+@pytest.mark.world_size(2)
+def test_composer_still_replaces_the_mesh_it_is_given():
+    """Why there is `FSDP2OnMesh`; when this fails, upstream has mended it: remove it."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))["shard"]
+    state = State(
+        model=torch.nn.Linear(1, 1),
+        device=get_device("cpu"),
+        rank_zero_seed=0,
+        run_name="mesh",
+        parallelism_config=ParallelismConfig(fsdp2=FSDP2Config(device_mesh=mesh)),
+    )
+    assert state.fsdp_config.device_mesh.size() == 2
 
 
 def trained(trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,6 +93,15 @@ def device_mesh(config: TrainConfig, device: str) -> DeviceMesh | None:
     return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
 
 
+@dataclass
+class FSDP2OnMesh(FSDP2Config):
+    """An FSDP2Config that keeps its mesh: Composer 0.32.1's State gives it one of all ranks."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "device_mesh" or self.device_mesh is None:
+            super().__setattr__(name, value)
+
+
 def fsdp_config(config: FSDPConfig, mesh: DeviceMesh) -> ParallelismConfig:
     """Composer's configuration of FSDP2 over the mesh's "shard" dimension.
 
@@ -99,7 +109,7 @@ def fsdp_config(config: FSDPConfig, mesh: DeviceMesh) -> ParallelismConfig:
     collective that gloo does not have, so that it could not be tested here.
     """
     return ParallelismConfig(
-        fsdp2=FSDP2Config(
+        fsdp2=FSDP2OnMesh(
             device_mesh=mesh["shard"],
             reshard_after_forward=config.reshard_after_forward,
             activation_checkpointing=config.activation_checkpointing,
