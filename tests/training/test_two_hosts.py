@@ -40,7 +40,7 @@ def test_cut_and_killed_and_cut_off_it_ends_with_the_same_bits(bench):
     leg = bench.pull_cable_in_batch(row, bench.hosts[1], 13)
     started = time.monotonic()
     ended = bench.end(row, leg, [1, 1])
-    assert max(ended.values()) - started < 6 + 15
+    assert max(ended.values()) - started < 6 + 25
     bench.hosts[1].plug_cable()
     for host in bench.hosts:
         bench.expect_error(row, leg, host, "did not answer for 6 s", "start the same command")
