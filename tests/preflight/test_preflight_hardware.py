@@ -1,9 +1,11 @@
 """What a rank takes is compared with what there is, a container's limit included."""
 
-import pytest
-
-from vlm_composer.preflight.hardware import _container_memory, check_device, check_memory
-from vlm_composer.training.hardware import has_native_bf16
+from vlm_composer.preflight.hardware import (
+    _container_memory,
+    check_device,
+    check_memory,
+    keys_of_bf16,
+)
 
 
 def test_a_model_that_fits(tiny_config):
@@ -32,10 +34,12 @@ def test_a_container_has_less_than_its_machine(tmp_path):
     assert _container_memory(tmp_path) == 700
 
 
-@pytest.mark.skipif(has_native_bf16("cpu"), reason="this CPU multiplies bf16")
-def test_bf16_where_it_is_slow(tiny_config):
-    found = check_device(tiny_config(precision="amp_bf16"), "cpu")
-    assert "precision: bf16, which this CPU does not multiply in hardware" in str(found[-1])
+def test_what_insists_on_bf16(tiny_config, towers):
+    tower = {"name": str(towers / "siglip")}
+    assert keys_of_bf16(tiny_config(vision_tower=tower)) == ["vision_tower.dtype"]
+    tower["dtype"] = "auto"
+    assert keys_of_bf16(tiny_config(vision_tower=tower, precision="auto")) == []
+    assert keys_of_bf16(tiny_config(vision_tower=tower, precision="amp_bf16")) == ["precision"]
 
 
 def test_this_cpu(tiny_config):

@@ -36,18 +36,12 @@ def check_device(config: TrainConfig, device: str) -> Findings:
         threads = torch.get_num_threads()
         kind = "with bf16" if bf16 else "without bf16"
         found.ok(f"CPU, {threads} of {os.cpu_count()} threads a rank, {kind} in hardware")
-    if not bf16:
-        wanted = {
-            "vision_tower.dtype": config.vision_tower.dtype == "bf16",
-            "language_model.dtype": config.language_model.dtype == "bf16",
-            "precision": config.precision == "amp_bf16",
-        }
-        if keys := [key for key, is_wanted in wanted.items() if is_wanted]:
-            found.warn(
-                f"{', '.join(keys)}: bf16, which {name} does not multiply in hardware: about ten "
-                "times slower than fp32",
-                advice,
-            )
+    if not bf16 and (keys := keys_of_bf16(config)):
+        found.warn(
+            f"{', '.join(keys)}: bf16, which {name} does not multiply in hardware: about ten "
+            "times slower than fp32",
+            advice,
+        )
     if config.compile_blocks is True and (obstacle := compile_obstacle(device)):
         found.fail(
             f"compile_blocks: true, but {obstacle}", "install it, or set compile_blocks: auto"
@@ -55,6 +49,16 @@ def check_device(config: TrainConfig, device: str) -> Findings:
     if config.vision_tower.fuse_gelu is True and device == "gpu":
         found.fail("vision_tower.fuse_gelu: true, but it is for a CPU", "set it to auto")
     return found
+
+
+def keys_of_bf16(config: TrainConfig) -> list[str]:
+    """Keys of the yaml that insist on bf16, whatever the device."""
+    wanted = {
+        "vision_tower.dtype": config.vision_tower.dtype == "bf16",
+        "language_model.dtype": config.language_model.dtype == "bf16",
+        "precision": config.precision == "amp_bf16",
+    }
+    return [key for key, is_wanted in wanted.items() if is_wanted]
 
 
 def check_memory(config: TrainConfig, device: str) -> Findings:
