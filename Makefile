@@ -1,8 +1,8 @@
 # Every target sets up what it needs in .venv, once. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two ranks share this machine's cores: one thread each keeps them from getting in each other's way.
-TWO_RANKS := OMP_NUM_THREADS=1 $(BIN)/composer -n 2 -m pytest -m world_size -p no:cacheprovider -q
+# Ranks share this machine's cores: one thread each keeps them from getting in each other's way.
+ON_RANKS = OMP_NUM_THREADS=1 $(BIN)/composer -n $(1) -m pytest -m world_size -p no:cacheprovider -q $(2)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test test-fast lint format clean
@@ -25,9 +25,10 @@ bench: setup ## check every claim of benchmarks/ (about an hour on two cores; tw
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/two_hosts.py
 
-test: setup ## run every test, on one process and on two ranks
+test: setup ## run every test, on one process, on two ranks and on four
 	$(BIN)/python -m pytest
-	$(TWO_RANKS)
+	$(call ON_RANKS,2)
+	$(call ON_RANKS,4,tests/training)
 
 test-fast: setup ## run the tests that take under ten seconds each
 	$(BIN)/python -m pytest -m 'not slow'
