@@ -1,19 +1,32 @@
 """The operations that MFU is made of, against torch's own counter on the real architectures."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
+from vlm_composer.assembly import assemble_model, unloaded
+from vlm_composer.config import TrainConfig
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.flops import training_flops
 from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.packed_attention import attention_kernel, fused_attention
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.planning.activations import (
+    ANSWER_TOKENS,
+    PROMPT_TOKENS,
+    fake_batch,
+    fake_weights,
+    sample_batch,
+)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
@@ -77,3 +90,23 @@ def test_the_full_size_model_costs_what_the_arithmetic_says():
     assert flops.decoder / 1e12 == pytest.approx(2.70, abs=0.02)
     assert flops.head / 1e12 == pytest.approx(0.06, abs=0.005)
     assert flops.connector / 1e12 == pytest.approx(0.04, abs=0.01)
+
+
+def test_the_full_size_model_costs_what_torch_counts():
+    """On fake tensors of the real sizes: two samples of the recipe, forward and backward."""
+    config = TrainConfig.read(Path(__file__).parents[2] / "yamls" / "stage1.yaml")
+    with torch.device("meta"):
+        model = assemble_model(unloaded(config), "gpu")
+    samples, prompt, answer = 2, PROMPT_TOKENS, ANSWER_TOKENS
+    tokens = prompt + model.connector.num_image_tokens + answer
+    ours = training_flops(model, [tokens] * samples, samples * answer)
+    batch = sample_batch(model, samples, prompt, answer)
+    feed_forward = model.language_model.model.model.layers[-1].mlp
+    not_computed = 4 * sum(p.numel() for p in feed_forward.parameters()) * (tokens - answer)
+    mode = FakeTensorMode()
+    fake_weights(model, mode)
+    images, rows = fake_batch(mode, *batch)
+    with mode, FlopCounterMode(display=False) as counter, attention_kernel(fused_attention):
+        model(images, rows).total.backward()
+    counted = counter.get_total_flops()
+    assert ours.total - samples * not_computed == pytest.approx(counted, rel=0.02)
