@@ -154,6 +154,23 @@ def test_two_by_two_ranks_train_clip_save_and_go_on_as_four_copies_do(tiny_confi
     trainer.close()
 
 
+@pytest.mark.world_size(4)
+def test_four_copies_go_on_to_the_same_bits(tiny_config):
+    """With more than two ranks the order of a sum shows, and DDP must keep its buckets."""
+    base = {"save_folder": "{run_folder}/checkpoints", "save_interval": "2ba"}
+    base |= {"device_train_microbatch_size": 1}
+    config = tiny_config(**base)
+    undisturbed, _, watch = run(config)
+    path = f"{config.run_folder}/checkpoints/ep0-ba2.safetensors"
+    resumed, _, rest = run(tiny_config(**base, load_path=path, run_folder=config.run_folder + "-2"))
+    for name, gradient in watch.gradients[2].items():
+        assert torch.equal(gradient, rest.gradients[0][name]), name
+    assert rest.losses == watch.losses[2:]
+    finished = trained(undisturbed)
+    for name, weight in trained(resumed).items():
+        assert torch.equal(weight, finished[name]), name
+
+
 def plan_for(monkeypatch, gib):
     """Give every rank a device of so many GiB."""
     monkeypatch.setattr(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from composer import Algorithm, Event, Logger, State
 from composer.utils import FSDP2Config, ParallelismConfig, dist
 from torch import nn
 from torch.distributed import ProcessGroup, ReduceOp
@@ -59,6 +61,31 @@ def _allocate(model: nn.Module, device: str) -> None:
                 empty = torch.empty_like(parameter, device=device)
                 made[parameter] = nn.Parameter(empty, parameter.requires_grad)
             setattr(module, name, made[parameter])
+
+
+class FixedBuckets(Algorithm):
+    """Keeps DDP from laying its buckets out anew after the first batch; does nothing else.
+
+    The layout decides in which order an all-reduce over more than two ranks adds up. With another
+    one in the first batch after every start, a resumed run would not have the bits of one that was
+    never interrupted. DDP keeps its layout where it looks for unused parameters, which costs a walk
+    over the graph; Composer does so for an algorithm that says it needs it.
+    """
+
+    def __init__(self) -> None:
+        # There never are any, which DDP warns of.
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        return True
+
+    def match(self, event: Event, state: State) -> bool:
+        del event, state
+        return False
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        raise AssertionError("it matches no event")
 
 
 def ranks_of_a_copy(config: TrainConfig) -> int:

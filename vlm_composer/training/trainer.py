@@ -29,6 +29,7 @@ from vlm_composer.training.hardware import choose_precision, measure_peak_flops
 from vlm_composer.training.logging_setup import build_loggers
 from vlm_composer.training.optimization import build_optimizer, build_scheduler
 from vlm_composer.training.parallelism import (
+    FixedBuckets,
     average_gradients,
     choose_units,
     device_mesh,
@@ -81,7 +82,8 @@ def build_trainer(
         model=model,
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_scheduler(config.scheduler),
-        algorithms=build_algorithms(config),
+        algorithms=[*build_algorithms(config), FixedBuckets()],
+        ddp_sync_strategy="single_auto_sync",  # gradients are sent in a step's last micro-batch
         callbacks=callbacks,
         loggers=build_loggers(config),
         train_dataloader=train,
