@@ -123,17 +123,21 @@ class Bench:
         """Start run `name`, or go on with it."""
         log = (self.folder / f"{name}.log").open("a")
         return subprocess.Popen(
-            [
+            self.placed(
                 *(Path(sys.executable).with_name("composer"), "-n", str(ranks)),
                 *(ROOT / "benchmarks" / "recorded_train.py", self.folder / f"{name}.yaml"),
                 f"parallelism={parallelism}",
-            ],
+            ),
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
             env=self.environment(name, dropout=dropout, **environment),
         )
+
+    def placed(self, *command: str | Path) -> list[str]:
+        """What runs a command where this bench's runs on one host are."""
+        return [str(part) for part in command]
 
     def environment(self, name: str, *, dropout: bool, **environment: str) -> dict[str, str]:
         """The environment of run `name`: this process's, what every run has, and more."""
