@@ -14,20 +14,17 @@ Prints a table and exits 1 where a row falls short.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.disturbed_runs import Bench, GCSServer, S3Server
-from benchmarks.resume_rows import EPOCH, Row
+from benchmarks.resume_rows import EPOCH, Row, conclude
 
 Disturbance = Callable[[Bench, Row], Row]
 
@@ -127,16 +124,7 @@ def main() -> int:
     options = parser.parse_args()
     random.seed(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
-    rows = run(options.world_size, options.quick, folder)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    failed = sum(not row.ok for row in rows)
-    print(f"{len(rows) - failed} of {len(rows)} rows hold what is promised")
-    if not failed:
-        shutil.rmtree(folder)
-    else:
-        print(f"logs are in {folder}")
-    return 1 if failed else 0
+    return conclude(run(options.world_size, options.quick, folder), folder, options.json)
 
 
 if __name__ == "__main__":

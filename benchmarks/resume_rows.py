@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlm_composer.training.checkpoint_file import WEIGHTS, CheckpointFile
@@ -76,3 +80,20 @@ class Row:
         beside = 40_000 + 30_000 * max(self.ranks)  # position, settings; each rank's random state
         if not 3 * trained < self.checkpoint_bytes < 3 * trained + beside:
             self.faults.append(f"{self.checkpoint_bytes} bytes for {trained // 4} trained weights")
+
+
+def conclude(rows: Sequence[Row], folder: Path, json_file: Path | None) -> int:
+    """Sum a table up, write it down where asked for, and keep the runs' folder for what fell short.
+
+    Returns:
+        The exit code.
+    """
+    if json_file:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    failed = sum(not row.ok for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} rows hold what is promised")
+    if failed:
+        print(f"logs are in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0

@@ -14,18 +14,16 @@ Prints a table and exits 1 where a row falls short.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.resume_rows import conclude
 from benchmarks.simulated_hosts import Host, why_not
 from benchmarks.two_hosts_runs import (
     DIST_TIMEOUT,
@@ -229,16 +227,7 @@ def main() -> int:
         print(f"cannot simulate hosts here: {reason}", file=sys.stderr)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="two-hosts-"))
-    rows = run(options.quick, folder)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    failed = sum(not row.ok for row in rows)
-    print(f"{len(rows) - failed} of {len(rows)} rows hold what is promised")
-    if not failed:
-        shutil.rmtree(folder)
-    else:
-        print(f"logs are in {folder}")
-    return 1 if failed else 0
+    return conclude(run(options.quick, folder), folder, options.json)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,18 @@ def free_ports():
 
 
 @pytest.mark.slow
+def test_a_preflight_whose_ranks_do_not_meet_tells_it_with_the_rest(tiny_yaml, free_ports):
+    command = (ROOT / "vlm_composer" / "train.py", tiny_yaml(dist_timeout=1), "--preflight")
+    rank = start_rank(1, free_ports[0], *command)
+    said, trace = rank.communicate(timeout=120)
+    assert rank.returncode == 1
+    assert "Traceback" not in trace
+    assert f"could not reach rank 0 at 127.0.0.1:{free_ports[0]} for 1 s (dist_timeout" in said
+    assert "✓ shards" in said
+    assert "1 failure" in said
+
+
+@pytest.mark.slow
 def test_ranks_that_do_not_meet_say_where_they_waited_and_for_whom(tiny_yaml, free_ports):
     command = (ROOT / "vlm_composer" / "train.py", tiny_yaml(dist_timeout=3))
     ranks = [start_rank(rank, port, *command) for rank, port in enumerate(free_ports)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from composer.utils import dist, get_device
+from composer.utils import dist
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
@@ -13,6 +13,7 @@ from vlm_composer.preflight.checks import Report, check_here, check_run
 from vlm_composer.preflight.finding import Finding, Findings
 from vlm_composer.preflight.ranks import Placement, check_ranks, count_gpus
 from vlm_composer.preflight.report import describe, has_failed
+from vlm_composer.training.contact import join_ranks
 from vlm_composer.training.hardware import choose_device
 
 FLAG = "--preflight"
@@ -40,17 +41,20 @@ def preflight(yaml: str, overrides: Sequence[str]) -> int:
     device, no_device, undecided = "cpu", Findings(), Findings()
     with no_device.failing():
         device = choose_device(config.device)
-    ranks = {"ranks": list(check_ranks(Placement.of_this_rank(), count_gpus(device)))}
-    if no_device or has_failed(ranks):
-        # The ranks might wait for each other for ever: each node's first one looks by itself.
+    ranks = check_ranks(Placement.of_this_rank(), count_gpus(device))
+    if not no_device and not has_failed({"ranks": ranks}):
+        with ranks.failing():
+            join_ranks(device, config.dist_timeout)
+    if no_device or has_failed({"ranks": ranks}):
+        # The ranks do not meet: each node's first one looks by itself.
         if not leads_node:
             return 0
         report |= check_here(config, device, starting=False)
+        report["ranks"] = list(ranks)
         if no_device:
             report["device"] = list(no_device)
         print(describe(report))
         return 1
-    dist.initialize_dist(get_device(device), timeout=config.dist_timeout)
     with undecided.failing():
         config = choose_parallelism(config, device)
     report |= check_run(config, device, starting=False)

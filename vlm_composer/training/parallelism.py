@@ -1,4 +1,4 @@
-"""Towers on one rank and then on all; FSDP2, applied to the model from outside."""
+"""How ranks share the model, from outside: towers read once and sent, DDP's order, FSDP2's mesh."""
 
 from __future__ import annotations
 
