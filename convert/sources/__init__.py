@@ -1,0 +1,1 @@
+"""Where items and images come from: one file a kind of source."""
