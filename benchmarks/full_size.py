@@ -18,12 +18,12 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # for every process
 ROOT = Path(__file__).parent.parent
@@ -32,9 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' byte tokenizer
 import torch  # noqa: E402
 
 from benchmarks.faithful_towers import write_pairs  # noqa: E402
+from benchmarks.launched_run import LaunchedRun  # noqa: E402
 from tiny import byte_tokenizer  # noqa: E402
 from vlm_composer.training.hardware import measure_peak_flops  # noqa: E402
-from vlm_composer.training.metrics_file import read_metrics  # noqa: E402
 from vlm_composer.training.step_times import PARTS  # noqa: E402
 
 MICROBATCH, ACCUMULATION, WARM_UP, MEASURED = 4, 2, 1, 2
@@ -93,22 +93,12 @@ def measure(folder: Path, small: bool) -> Measured:
     byte_tokenizer().save_pretrained(str(folder / "tokenizer"))
     tell("measuring the GEMM peak")
     peaks = [measure_peak_flops(torch.bfloat16, size, repeats=3) for size in GEMM_SIZES]
-    log = folder / "run.log"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "1"]
-    command += [str(ROOT / "vlm_composer" / "train.py"), str(ROOT / "yamls" / "stage1_trial.yaml")]
     tell("training")
     started = time.monotonic()
-    with log.open("w") as file:
-        done = subprocess.run(
-            [*command, *_overrides(folder, small)], cwd=ROOT, stdout=file, stderr=file
-        )
+    yaml = ROOT / "yamls" / "stage1_trial.yaml"
+    metrics = LaunchedRun(yaml, folder, overrides=_overrides(folder, small)).metrics()
     whole_run = time.monotonic() - started
-    if done.returncode:
-        raise RuntimeError("\n".join(log.read_text().splitlines()[-25:]))
     peaks += [measure_peak_flops(torch.bfloat16, size, repeats=3) for size in GEMM_SIZES]
-
-    rows = read_metrics(folder / "metrics.jsonl")
-    metrics = {name: [value for _, value in values] for name, values in rows.items()}
     return Measured(
         # The launcher has waited for its rank, and this process for the launcher.
         peak_gib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
@@ -120,9 +110,9 @@ def measure(folder: Path, small: bool) -> Measured:
     )
 
 
-def _overrides(folder: Path, small: bool) -> list[str]:
+def _overrides(folder: Path, small: bool) -> dict[str, Any]:
     """What differs from the trial's yaml: the weights, the data, and how long it trains."""
-    overrides = {
+    return {
         "vision_tower.pretrained": False,
         "language_model.pretrained": False,
         "language_model.tokenizer": folder / "tokenizer",
@@ -136,15 +126,10 @@ def _overrides(folder: Path, small: bool) -> list[str]:
         "device": "cpu",
         "save_folder": None,
         "autoresume": False,
-        "callbacks.speed_monitor.window_size": 1,
         "callbacks.step_times": {"warmup_batches": WARM_UP, "interval": "1ba"},
         "loggers.wandb": None,
-        "loggers.jsonl.path": folder / "metrics.jsonl",
-        "run_folder": folder / "run",
         **(SMALL if small else {}),
     }
-    plain = {key: str(v) if isinstance(v, Path) else v for key, v in overrides.items()}
-    return [f"{key}={json.dumps(value)}" for key, value in plain.items()]
 
 
 def _free_gib() -> float:
