@@ -21,7 +21,7 @@ def encoder():
 
 @pytest.fixture
 def captions(encoder, shards):
-    return StreamingCaptions(encoder, stream_of(shards), batch_size=4)
+    return StreamingCaptions(encoder, [stream_of(shards)], batch_size=4)
 
 
 def stream_of(shards):
@@ -41,7 +41,7 @@ def test_a_sample_of_the_shards_is_encoded(captions, encoder):
 def test_an_error_names_the_sample(shards):
     short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
     captions = StreamingCaptions(
-        SampleEncoder(short, image_size=16), stream_of(shards), batch_size=4
+        SampleEncoder(short, image_size=16), [stream_of(shards)], batch_size=4
     )
     with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
         captions[0]

@@ -18,7 +18,8 @@ def cached(shards, folder, **changes):
 
 
 def look(config):
-    sides = {"train": read_shards(config.train_loader.dataset, 0)}
+    sources = config.train_loader.sources
+    sides = {"train": {key: read_shards(source, 0) for key, source in sources.items()}}
     return check_disk(config, sides, checkpoints=True)
 
 

@@ -139,7 +139,7 @@ def expected_metrics(config, label_shift=0):
     vlm = assemble_model(config, "cpu", template.image_token_id)
     encoder = assemble_encoder(config, template)
     stream = CheckedStream(local=config.eval_loader.dataset.local, store_timeout=0)
-    captions = StreamingCaptions(encoder, stream, batch_size=1)
+    captions = StreamingCaptions(encoder, [stream], batch_size=1)
     samples = [captions[i] for i in range(captions.num_samples)]
     images = [s["pixel_values"] for s in samples]
     for index, sample in enumerate(samples):
