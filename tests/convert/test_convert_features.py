@@ -13,6 +13,7 @@ from convert import ConversionError, convert_llava
 from convert import features as cli
 from convert.feature_pass import make_features
 from convert.writer import ShardWriter
+from mixtures import SHARES, mixed
 from tiny import write_pairs
 from vlm_composer import train
 from vlm_composer.assembly import assemble_vision_tower, vision_settings
@@ -224,3 +225,10 @@ def test_a_bucket(make, tiny_yaml, s3_server, tmp_path):
     ]
     assert train.main([str(tiny_yaml()), *overrides]) == 0
     assert (tmp_path / "cache/train/features.json").is_file()
+
+
+def test_streams_are_written_one_at_a_time(make, tiny_config, two_sets, tmp_path):
+    config = tiny_config(train_loader=mixed(two_sets, SHARES))
+    with pytest.raises(ConversionError, match=r"streams: emoji, llava, but .*streams=null"):
+        make(config=config)
+    assert not (tmp_path / "features").exists()
