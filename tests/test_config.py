@@ -156,7 +156,10 @@ def test_data_sets_are_named_in_one_way(tiny_yaml, side):
             "proportion 0.7 for streams.llava, and none for streams.emoji; give every",
         ),
         (
-            ["streams.emoji={local: /e, choose: 5}", "streams.llava={local: /l}"],
+            [
+                *("streams.emoji.proportion=null", "streams.llava.proportion=null"),
+                "streams.emoji.choose=5",
+            ],
             "dataset.epoch_size: 100, and choose 5 for streams.emoji, which says it too",
         ),
         (["dataset.epoch_size=0"], "dataset.epoch_size: 0 is less than 1"),

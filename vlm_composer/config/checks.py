@@ -44,10 +44,10 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
             ("num_workers", loader.num_workers, 0),
             ("prefetch_factor", loader.prefetch_factor, 1),
             ("dataset.num_canonical_nodes", loader.dataset.num_canonical_nodes, 1),
-            ("dataset.epoch_size", loader.dataset.epoch_size or 1, 1),
+            ("dataset.epoch_size", loader.dataset.epoch_size, 1),
             ("dataset.sampling_granularity", loader.dataset.sampling_granularity, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 yield f"{side}_loader.{key}: {value} is less than {least}"
     if not 0 <= config.scheduler.alpha_f <= 1:
         yield f"scheduler.alpha_f: {config.scheduler.alpha_f} is not between 0 and 1"

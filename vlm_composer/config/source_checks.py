@@ -77,7 +77,8 @@ def _every_sample_once(key: str, loader: LoaderConfig) -> Iterator[str]:
 
 def _without_effect(key: str, loader: LoaderConfig) -> Iterator[str]:
     dataset = loader.dataset
-    weighted = dataset.epoch_size or any(source.weight for source in loader.sources.values())
+    weights = [source.weight for source in loader.sources.values()]
+    weighted = dataset.epoch_size is not None or any(weights)
     for name, value, default in (
         ("sampling_method", dataset.sampling_method, "balanced"),
         ("sampling_granularity", dataset.sampling_granularity, 1),

@@ -145,8 +145,9 @@ class StreamingCaptions(StreamingDataset):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others, order included: samples, a hash of each index, weights
-        and the size of an epoch where it is not all samples."""
+        """What tells these data from others: of each stream its samples, a hash of its index and
+        its weight, and the size of an epoch where it is not that of all samples. One stream alone
+        needs no name."""
         found: dict[str, Any] = {}
         for stream, shards in self._parts():
             index = Path(stream.local, stream.split, "index.json").read_bytes()
