@@ -33,7 +33,8 @@ from vlm_composer.assembly import (
 )
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
-from vlm_composer.data.dataset import CaptionsByIndex, StreamingCaptions
+from vlm_composer.data.by_index import CaptionsByIndex
+from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.features import (
     FEATURES_FILE,
     FeatureDtype,

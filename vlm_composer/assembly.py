@@ -26,8 +26,9 @@ from transformers.utils import cached_file
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.config.model import TowerConfig, VisionTowerConfig
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
 from vlm_composer.data.features import Features, VisionSettings
 from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
 from vlm_composer.data.leftovers import claim_caches, live_as_parent

@@ -6,8 +6,9 @@ import torch
 from composer.devices import DeviceCPU
 
 from tiny import byte_tokenizer
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import IGNORE_INDEX, Template
 

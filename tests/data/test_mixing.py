@@ -162,6 +162,18 @@ def test_every_stream_is_checked_and_has_its_own_cache(section, two_sets, tmp_pa
         read(open_loader(loader), workers)
 
 
+def test_a_cache_limit_holds_for_all_streams_together(section, two_sets, tmp_path):
+    places = [two_sets / name / "train" for name in SIZES]
+    index = sum((place / "index.json").stat().st_size for place in places)
+    limit = index + 5 * max(p.stat().st_size for place in places for p in place.glob("*.mds"))
+    loader = section(caches=tmp_path, cache_limit=limit, predownload=4)
+    assert len(read(open_loader(loader))) == 60
+    kept = list(tmp_path.glob("*/*.mds"))
+    assert index + sum(path.stat().st_size for path in kept) <= limit
+    assert len(kept) < sum(len(list(place.glob("*.mds"))) for place in places)
+    assert read(open_loader(section())), "what was downloaded from is whole"
+
+
 def test_a_stream_that_is_not_there_is_named(section, tmp_path):
     loader = section()
     loader.streams["llava"].local = str(tmp_path)

@@ -1,5 +1,7 @@
 """Runs over several data sets: what an epoch is, and going on in the middle of one."""
 
+import json
+
 import pytest
 import torch
 from composer.utils import dist
@@ -156,3 +158,13 @@ def test_streams_of_two_kinds_are_refused(tiny_yaml, mixed_config, features, two
     assert f"{emoji} holds features and {images} holds images; the streams of a loader" in said
     said = refusal(llava)
     assert f"{emoji} and {llava} hold features of two kinds: dtype fp16 and fp32; write" in said
+
+
+def test_features_of_other_shards_are_refused(tiny_config, features):
+    folder = features() / "emoji" / "train"
+    described = json.loads((folder / "features.json").read_text())
+    described["shuffle_units"][0] += 1
+    (folder / "features.json").write_text(json.dumps(described))
+    loader = {"streams": {"emoji": {"local": str(folder)}}, "num_workers": 0}
+    with pytest.raises(ValueError, match=r"emoji: features.json tells of 21 samples, .* hold 20;"):
+        start(tiny_config(train_loader=loader))

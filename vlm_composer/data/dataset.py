@@ -19,7 +19,6 @@ from PIL import Image
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
-from torch.utils.data import Dataset
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
 from vlm_composer.config.data import ImageDecoder
@@ -27,7 +26,6 @@ from vlm_composer.data.cache_room import disk_needs
 from vlm_composer.data.features import FEATURES_FILE, Features, check_alike
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.mixing import Mix, Part
-from vlm_composer.data.schema import IMAGE_KEYS
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.outages import StoreError
@@ -289,44 +287,3 @@ class StreamingCaptions(StreamingDataset):
         if (error := future.exception()) is not None:
             self._failure = error
             self._event.set()
-
-
-class CaptionsByIndex(Dataset[dict[str, Any]]):
-    """Random access to the samples of a StreamingDataset, for evaluation.
-
-    A StreamingDataset iterated over several ranks repeats samples until they divide, which biases a
-    metric. Read by index, a DistributedSampler splits the samples and Composer drops what it
-    padded, so that every sample counts once.
-
-    Args:
-        captions: The samples.
-        image_shift: Sample i gets the image of sample i + `image_shift` (around the end). With 0
-            each has its own; with another value a model that looks at the image must do worse.
-
-    Raises:
-        ValueError: The shift would give every sample its own image again.
-    """
-
-    def __init__(self, captions: StreamingCaptions, image_shift: int = 0) -> None:
-        if image_shift and image_shift % captions.num_samples == 0:
-            raise ValueError(
-                f"image_shift {image_shift} with {captions.num_samples} sample(s) gives each its "
-                "own image"
-            )
-        self.captions = captions
-        self.image_shift = image_shift
-
-    @property
-    def features(self) -> dict[str, Features]:
-        """Those of the samples."""
-        return self.captions.features
-
-    def __len__(self) -> int:
-        return self.captions.num_samples
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.captions[index]
-        if self.image_shift:
-            other = self.captions[(index + self.image_shift) % len(self)]
-            sample |= {key: other[key] for key in IMAGE_KEYS if key in other}
-        return sample

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -177,8 +178,7 @@ def check_alike(found: Mapping[str, Features | None]) -> None:
     Raises:
         FeaturesError: They differ.
     """
-    (name, first), *others = found.items()
-    for other_name, other in others:
+    for (name, first), (other_name, other) in pairwise(found.items()):
         if first is None or other is None:
             if first is not other:
                 kinds = [
