@@ -40,15 +40,15 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
         if value < least:
             yield f"{key}: {value} is less than {least}"
     for side, loader in config.loaders.items():
-        for key, value, least in (
+        for name, number, smallest in (
             ("num_workers", loader.num_workers, 0),
             ("prefetch_factor", loader.prefetch_factor, 1),
             ("dataset.num_canonical_nodes", loader.dataset.num_canonical_nodes, 1),
             ("dataset.epoch_size", loader.dataset.epoch_size, 1),
             ("dataset.sampling_granularity", loader.dataset.sampling_granularity, 1),
         ):
-            if value is not None and value < least:
-                yield f"{side}_loader.{key}: {value} is less than {least}"
+            if number is not None and number < smallest:
+                yield f"{side}_loader.{name}: {number} is less than {smallest}"
     if not 0 <= config.scheduler.alpha_f <= 1:
         yield f"scheduler.alpha_f: {config.scheduler.alpha_f} is not between 0 and 1"
     if not 0 < config.optimizer.lr < float("inf"):
