@@ -32,8 +32,9 @@ from vlm_composer.assembly import (
     vision_settings,
 )
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.data import DatasetConfig
-from vlm_composer.data.dataset import CaptionsByIndex, StreamingCaptions
+from vlm_composer.config.data import LoaderConfig
+from vlm_composer.data.by_index import CaptionsByIndex
+from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.features import (
     FEATURES_FILE,
     FeatureDtype,
@@ -138,7 +139,7 @@ def make_features(
             bytes=sum(writer.num_bytes for writer in writers.values()),
             seconds=round(time.monotonic() - started, 3),
             sources={
-                side: {"from": sources[side].remote or sources[side].local, **captions.fingerprint}
+                side: {"from": sources[side].sources["dataset"].place, **captions.fingerprint}
                 for side, captions in sides.items()
             },
             settings=asdict(config),
@@ -149,17 +150,25 @@ def make_features(
     return summary
 
 
-def _sources(config: TrainConfig) -> dict[Side, DatasetConfig]:
-    sources: dict[Side, DatasetConfig] = {"train": config.train_loader.dataset}
+def _sources(config: TrainConfig) -> dict[Side, LoaderConfig]:
+    """The loaders of the sides, each of one data set."""
+    sources: dict[Side, LoaderConfig] = {"train": config.train_loader}
     if config.eval_loader is not None:
-        sources["eval"] = config.eval_loader.dataset
+        sources["eval"] = config.eval_loader
+    for side, loader in sources.items():
+        if loader.streams is not None:
+            raise ConversionError(
+                f"{side}_loader.streams: {', '.join(loader.streams)}, but features are written of "
+                f"one data set at a time: give {side}_loader.streams=null and "
+                f"{side}_loader.dataset.local (and remote) of each, with an --out of its own"
+            )
     return sources
 
 
-def _check_apart(sources: dict[Side, DatasetConfig], out: str) -> None:
+def _check_apart(sources: dict[Side, LoaderConfig], out: str) -> None:
     """Refuse to write over what is read, or over a cache of it."""
     for side, source in sources.items():
-        for place in filter(None, (source.local, source.remote)):
+        for place in filter(None, (source.dataset.local, source.dataset.remote)):
             if _normal(place) in {_normal(f"{out.rstrip('/')}/{s}") for s in ("train", "eval")}:
                 raise ConversionError(
                     f"{out} would overwrite {place}, where the images of {side} are read: write "
@@ -172,14 +181,14 @@ def _normal(place: str) -> str:
 
 
 def _open_images(
-    config: TrainConfig, source: DatasetConfig, settings: VisionSettings
+    config: TrainConfig, source: LoaderConfig, settings: VisionSettings
 ) -> StreamingCaptions:
     captions = open_dataset(
         source, _ImageDecoder(settings), batch_size=1, store_timeout=config.store_timeout
     )
-    if captions.features is not None:
+    if captions.features:
         raise ConversionError(
-            f"{source.remote or source.local} holds features already: give the yaml's images"
+            f"{source.sources['dataset'].place} holds features already: give the yaml's images"
         )
     return captions
 

@@ -105,7 +105,7 @@ def plan_features(
         vision_flops=flops["vision_tower"],
         step_flops=flops["total"],
         tokens=planned["tokens_per_sample"],
-        epochs=_epochs(config, sides["train"].num_samples),
+        epochs=_epochs(config, sides["train"]),
     )
 
 
@@ -135,16 +135,17 @@ def check_space(needed: int, out: str, overwrite: bool) -> None:
         )
 
 
-def _epochs(config: TrainConfig, num_samples: int) -> float | None:
+def _epochs(config: TrainConfig, train: StreamingCaptions) -> float | None:
+    """How often training reads every sample of a set, on average."""
     duration = Time.from_timestring(config.max_duration)
     if duration.unit == TimeUnit.TOKEN:
         return None
     samples_a_unit = {
-        TimeUnit.EPOCH: num_samples,
+        TimeUnit.EPOCH: train.epoch_size,
         TimeUnit.BATCH: config.global_train_batch_size,
         TimeUnit.SAMPLE: 1,
     }[TimeUnit(duration.unit)]
-    return duration.value * samples_a_unit / num_samples
+    return duration.value * samples_a_unit / train.num_samples
 
 
 def _size(num_bytes: float) -> str:

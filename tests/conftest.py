@@ -19,6 +19,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from convert import convert_llava
 from gcs_server import gcs_server  # noqa: F401
+from mixtures import two_sets  # noqa: F401
 from s3_server import s3_server  # noqa: F401
 from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip, write_pairs
 from tiny_disk import tiny_disk  # noqa: F401

@@ -53,7 +53,7 @@ def open_captions(local, remote=None, *, store_timeout=60, streaming=None, **str
         store_timeout=store_timeout,
         **{"validate_hash": "xxh64", **stream},
     )
-    return StreamingCaptions(encoder, stream, batch_size=4, **streaming or {})
+    return StreamingCaptions(encoder, [stream], batch_size=4, **streaming or {})
 
 
 def read(captions, workers=0):

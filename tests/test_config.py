@@ -98,6 +98,128 @@ def test_values_and_combinations_that_cannot_work_are_refused(tiny_yaml, overrid
     assert any(message in error for error in errors_of(tiny_yaml(), override))
 
 
+LLAVA = {"local": "/llava", "proportion": 0.7}
+EMOJI = {"local": "/emoji", "proportion": 0.3}
+
+
+def stream_errors(tiny_yaml, streams, *overrides, side="train", dataset=None):
+    section = {"streams": streams, "dataset": dataset or {}}
+    return errors_of(tiny_yaml(**{f"{side}_loader": section}), *overrides)
+
+
+def test_streams_take_the_place_of_one_data_set(tiny_yaml):
+    streams = {"llava": LLAVA, "emoji": EMOJI | {"remote": "s3://b/emoji"}}
+    loader = TrainConfig.read(
+        tiny_yaml(train_loader={"streams": streams}), ["train_loader.streams.emoji.proportion=2"]
+    ).train_loader
+    assert list(loader.sources) == ["streams.emoji", "streams.llava"]
+    emoji, llava = loader.sources.values()
+    assert (emoji.place, emoji.weight) == ("s3://b/emoji", {"proportion": 2.0})
+    assert (llava.place, llava.weight) == ("/llava", {"proportion": 0.7})
+    (alone,) = TrainConfig.read(tiny_yaml()).train_loader.sources.items()
+    assert alone[0] == "dataset"
+    assert alone[1].local.endswith("train")
+    assert alone[1].weight == {}
+
+
+@pytest.mark.parametrize("side", ["train", "eval"])
+def test_data_sets_are_named_in_one_way(tiny_yaml, side):
+    key = f"{side}_loader"
+    both = {"local": "/one", "remote": "s3://b/one"}
+    found = stream_errors(tiny_yaml, {"llava": {"local": "/llava"}}, side=side, dataset=both)
+    assert found == [
+        f"{key}.dataset.{name}: {both[name]}, and {key}.streams with llava; give one of the two"
+        for name in ("local", "remote")
+    ]
+    (found,) = stream_errors(tiny_yaml, None, side=side)
+    assert found.startswith(f"{key}.dataset.local: missing; give it, or {key}.streams")
+    (found,) = stream_errors(tiny_yaml, {}, side=side)
+    assert found.startswith(f"{key}.streams: has no stream")
+    (found,) = stream_errors(tiny_yaml, {"llava": None}, side=side)
+    assert found == f"{key}.streams.llava.local: missing"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["streams.emoji.proportion=-0.3"], "streams.emoji.proportion: -0.3 is not a positive"),
+        (["streams.emoji.proportion=0"], "streams.emoji.proportion: 0.0 is not a positive"),
+        (["streams.emoji.proportion=.inf"], "streams.emoji.proportion: inf is not a positive"),
+        (["streams.emoji.repeat=2"], "streams.emoji: proportion 0.3 and repeat 2.0; give one"),
+        (
+            ["streams.emoji.proportion=null", "streams.emoji.repeat=2"],
+            "train_loader: proportion 0.7 for streams.llava, and repeat 2.0 for streams.emoji; "
+            "give every stream a proportion, or none",
+        ),
+        (
+            ["streams.emoji.proportion=null"],
+            "proportion 0.7 for streams.llava, and none for streams.emoji; give every",
+        ),
+        (
+            [
+                *("streams.emoji.proportion=null", "streams.llava.proportion=null"),
+                "streams.emoji.choose=5",
+            ],
+            "dataset.epoch_size: 100, and choose 5 for streams.emoji, which says it too",
+        ),
+        (["dataset.epoch_size=0"], "dataset.epoch_size: 0 is less than 1"),
+        (["dataset.sampling_granularity=0"], "dataset.sampling_granularity: 0 is less than 1"),
+        (["dataset.sampling_method=random"], "'random' is not one of 'balanced', 'fixed'"),
+        (
+            ["dataset.cache_limit=1gb"],
+            "dataset.cache_limit: 1gb, but train_loader.streams.emoji has no remote: streaming "
+            "would delete the shards of /emoji",
+        ),
+        (["streams.emoji.local=/llava/"], "streams.llava.local are both /llava/; give each"),
+        (
+            ["streams.emoji.remote=/llava", "streams.llava.remote=s3://b/llava"],
+            "streams.llava.local: /llava is a cache, and train_loader.streams.emoji.remote is",
+        ),
+        (["streams.emoji.weight=1"], "streams.emoji.weight: unknown key"),
+    ],
+)
+def test_streams_that_cannot_be_mixed_are_refused(tiny_yaml, overrides, message):
+    streams = {"llava": LLAVA, "emoji": EMOJI}
+    overrides = [f"train_loader.{override}" for override in overrides]
+    found = stream_errors(tiny_yaml, streams, *overrides, dataset={"epoch_size": 100})
+    assert any(message in error for error in found), found
+
+
+def test_what_an_epoch_takes_of_one_data_set(tiny_yaml):
+    path = tiny_yaml()
+    config = TrainConfig.read(path, ["train_loader.dataset.epoch_size=10"])
+    assert config.train_loader.dataset.epoch_size == 10
+    (found,) = errors_of(path, "train_loader.dataset.sampling_method=fixed")
+    assert found.startswith("train_loader.dataset.sampling_method: fixed has no effect where an")
+
+
+def test_an_evaluation_takes_every_sample_once(tiny_yaml):
+    found = stream_errors(
+        *(tiny_yaml, {"llava": LLAVA, "emoji": EMOJI}),
+        side="eval",
+        dataset={"epoch_size": 5},
+    )
+    once = "but every evaluation sample counts once; remove it"
+    assert found == [
+        f"eval_loader.streams.emoji.proportion: 0.3, {once}",
+        f"eval_loader.streams.llava.proportion: 0.7, {once}",
+        f"eval_loader.dataset.epoch_size: 5, {once}",
+    ]
+
+
+def test_a_cache_is_of_one_data_set(tiny_yaml, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    sections = {
+        "train_loader": {"streams": {"a": {"local": str(tmp_path), "remote": "s3://b/a"}}},
+        "eval_loader": {"dataset": {"local": str(tmp_path / "link")}},
+    }
+    (found,) = errors_of(tiny_yaml(**sections))
+    assert found == (
+        f"train_loader.streams.a.local and eval_loader.dataset.local are both {tmp_path}; give "
+        "each its own"
+    )
+
+
 def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(tiny_yaml, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert any("8 does not divide by the 3 ranks; use 6" in e for e in errors_of(tiny_yaml()))

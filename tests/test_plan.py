@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mixtures import SHARES, mixed
 from vlm_composer import plan
 from vlm_composer.config import TrainConfig
 from vlm_composer.planning.activations import ActivationBytes
 from vlm_composer.planning.devices import DEVICES
 from vlm_composer.planning.estimate import Cluster, Room, Weights, recommend
+from vlm_composer.planning.on_gpus import _epoch
 
 STAGE1 = Path(__file__).parent.parent / "yamls" / "stage1.yaml"
 
@@ -161,3 +163,19 @@ def test_the_cache_and_the_epoch_are_those_of_shards_on_this_machine(tiny_config
     assert planned["epoch_samples"] == 40
     size = sum(path.stat().st_size for path in (shards / "train").glob("*.mds"))
     assert planned["cache_bytes"] == size
+
+
+@pytest.mark.parametrize(
+    ("weights", "dataset", "samples"),
+    [
+        (SHARES, {}, 60),
+        (SHARES, {"epoch_size": 30}, 30),
+        ({"emoji": {"repeat": 3}, "llava": {}}, {}, 100),
+    ],
+)
+def test_an_epoch_of_streams_is_planned(tiny_config, two_sets, weights, dataset, samples):
+    config = tiny_config(train_loader=mixed(two_sets, weights, **dataset))
+    size = sum(path.stat().st_size for path in two_sets.glob("*/train/*.mds"))
+    assert _epoch(config) == (samples, "of the shards' index", size)
+    elsewhere = mixed(two_sets / "elsewhere", SHARES, epoch_size=30)
+    assert _epoch(tiny_config(train_loader=elsewhere)) == (30, "epoch_size", None)

@@ -99,7 +99,7 @@ def test_a_mistake_ends_the_launch_with_its_line(tiny_yaml):
     ("override", "message"),
     [
         ("train_loader.dataset.local=/nowhere", "/nowhere holds no MDS shards (no index.json)"),
-        ("global_train_batch_size=64", "40 samples are fewer than one batch of 64"),
+        ("global_train_batch_size=64", "an epoch of 40 samples is less than one batch of 64"),
         ("vision_tower.name=/nowhere", "/nowhere"),
         ("language_model.tokenizer=/nowhere", "/nowhere"),
         ("vision_tower.layer=9", "hidden states -4 to 3"),

@@ -125,8 +125,9 @@ def save_tower(model: PreTrainedModel, folder: Path) -> Path:
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 230), "white": (250,) * 3}
 
 
-def write_pairs(folder: Path, count: int) -> tuple[Path, Path]:
-    """Write a LLaVA JSON of plain-coloured images whose answers name the colour."""
+def write_pairs(folder: Path, count: int, prefix: str = "s") -> tuple[Path, Path]:
+    """Write a LLaVA JSON of plain-coloured images whose answers name the colour; ids are `prefix`
+    and a number."""
     images = folder / "images"
     images.mkdir(parents=True)
     items = []
@@ -137,7 +138,7 @@ def write_pairs(folder: Path, count: int) -> tuple[Path, Path]:
         answer = f"a {name} picture" if index % 3 else name
         items.append(
             {
-                "id": f"s{index}",
+                "id": f"{prefix}{index}",
                 "image": f"{index}.png",
                 "conversations": [
                     {"from": "human", "value": prompt},

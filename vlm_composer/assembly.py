@@ -24,13 +24,15 @@ from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.data import DatasetConfig, LoaderConfig
+from vlm_composer.config.data import LoaderConfig
 from vlm_composer.config.model import TowerConfig, VisionTowerConfig
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
 from vlm_composer.data.features import Features, VisionSettings
 from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
 from vlm_composer.data.leftovers import claim_caches, live_as_parent
+from vlm_composer.data.mixing import describe_mix, is_mixed
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
@@ -238,11 +240,17 @@ def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: s
         ValueError: The set is smaller than one batch.
     """
     batch_size = config.global_train_batch_size // dist.get_world_size()
-    captions = _open_dataset(config, config.train_loader.dataset, encoder, batch_size)
-    if config.train_loader.drop_last and captions.num_samples < config.global_train_batch_size:
+    captions = _open_dataset(config, config.train_loader, encoder, batch_size)
+    if config.train_loader.drop_last and captions.epoch_size < config.global_train_batch_size:
         raise ValueError(
-            f"train_loader: {captions.num_samples} samples are fewer than one batch of "
+            f"train_loader: an epoch of {captions.epoch_size} samples is less than one batch of "
             f"{config.global_train_batch_size} (global_train_batch_size)"
+        )
+    if is_mixed(captions.mix):
+        log.info("Of the training data, %s.", describe_mix(captions.mix))
+    if len(captions.mix) > 1 and not captions.shuffle:
+        log.warning(
+            "train_loader.dataset.shuffle: false, so that the streams are read one after the other."
         )
     loader = StreamingDataLoader(
         captions,
@@ -263,7 +271,7 @@ def assemble_evaluators(
     if batch_size is None:
         microbatch = config.device_train_microbatch_size
         batch_size = microbatch if isinstance(microbatch, int) else 8
-    captions = _open_dataset(config, config.eval_loader.dataset, encoder, batch_size)
+    captions = _open_dataset(config, config.eval_loader, encoder, batch_size)
     shifts = {"eval": 0}
     if config.eval_loader.mismatched_images:
         # From half the set away: neighbours in a data set are often alike.
@@ -302,25 +310,25 @@ def claim_data(config: TrainConfig) -> None:
 
 def caches_of(config: TrainConfig) -> list[str]:
     """Folders that this run downloads shards to."""
-    loaders = [loader for loader in (config.train_loader, config.eval_loader) if loader is not None]
-    return [x.dataset.local for x in loaders if x.dataset.remote is not None]
+    sources = [x for loader in config.loaders.values() for x in loader.sources.values()]
+    return [source.local for source in sources if source.remote is not None]
 
 
 def features_of(train: DataSpec, evaluators: list[Evaluator]) -> list[Features]:
     """Collect what the data sets say of their patches; data sets of images say nothing."""
     loaders: list[Any] = [train.dataloader, *(e.dataloader.dataloader for e in evaluators)]
-    return [x.dataset.features for x in loaders if x.dataset.features is not None]
+    return [features for x in loaders for features in x.dataset.features.values()]
 
 
 def _open_dataset(
-    config: TrainConfig, dataset: DatasetConfig, encoder: SampleEncoder, batch_size: int
+    config: TrainConfig, loader: LoaderConfig, encoder: SampleEncoder, batch_size: int
 ) -> StreamingCaptions:
     captions = open_dataset(
-        dataset, encoder, batch_size=batch_size, store_timeout=config.store_timeout
+        loader, encoder, batch_size=batch_size, store_timeout=config.store_timeout
     )
-    if captions.features is not None:
-        captions.features.check_settings(vision_settings(config), dataset.remote or dataset.local)
-        captions.encoder = encoder.reading(captions.features)
+    for name, features in captions.features.items():
+        features.check_settings(vision_settings(config), loader.sources[name].place)
+        captions.encoder = encoder.reading(features)
     return captions
 
 

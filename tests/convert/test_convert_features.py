@@ -13,6 +13,7 @@ from convert import ConversionError, convert_llava
 from convert import features as cli
 from convert.feature_pass import make_features
 from convert.writer import ShardWriter
+from mixtures import SHARES, mixed
 from tiny import write_pairs
 from vlm_composer import train
 from vlm_composer.assembly import assemble_vision_tower, vision_settings
@@ -36,10 +37,10 @@ def make(tiny_config, tmp_path):
 
 def read(config, loader, folder=None):
     """The records of a data set of the yaml, or of one in `folder`, as they are stored."""
-    dataset = getattr(config, loader).dataset
+    section = getattr(config, loader)
     if folder is not None:
-        dataset.local = str(folder)
-    captions = open_dataset(dataset, dict, batch_size=1, store_timeout=0)
+        section.dataset.local = str(folder)
+    captions = open_dataset(section, dict, batch_size=1, store_timeout=0)
     return captions, [captions[index] for index in range(captions.num_samples)]
 
 
@@ -52,13 +53,14 @@ def test_every_sample_keeps_its_place_and_its_text(make, tiny_config, tmp_path):
     for loader, side in (("train_loader", "train"), ("eval_loader", "eval")):
         images, records = read(tiny_config(), loader)
         features, stored = read(tiny_config(), loader, tmp_path / "features" / side)
-        assert features.features.shuffle_units == [shard.samples for shard in images.shards]
+        (described,) = features.features.values()
+        assert described.shuffle_units == [shard.samples for shard in images.shards]
         for record, found in zip(records, stored, strict=True):
             assert {k: found[k] for k in ("id", "prompt", "answer")} == {
                 k: record[k] for k in ("id", "prompt", "answer")
             }
             pixels = decode_image(record["image"], seen.image_size, seen.resample)
-            patches = features.features.decode(found["patches"])
+            patches = described.decode(found["patches"])
             torch.testing.assert_close(patches, tower(pixels[None])[0], rtol=1e-5, atol=1e-6)
 
 
@@ -223,3 +225,10 @@ def test_a_bucket(make, tiny_yaml, s3_server, tmp_path):
     ]
     assert train.main([str(tiny_yaml()), *overrides]) == 0
     assert (tmp_path / "cache/train/features.json").is_file()
+
+
+def test_streams_are_written_one_at_a_time(make, tiny_config, two_sets, tmp_path):
+    config = tiny_config(train_loader=mixed(two_sets, SHARES))
+    with pytest.raises(ConversionError, match=r"streams: emoji, llava, but .*streams=null"):
+        make(config=config)
+    assert not (tmp_path / "features").exists()

@@ -6,8 +6,9 @@ import torch
 from composer.devices import DeviceCPU
 
 from tiny import byte_tokenizer
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import CaptionsByIndex, SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import IGNORE_INDEX, Template
 
@@ -21,7 +22,7 @@ def encoder():
 
 @pytest.fixture
 def captions(encoder, shards):
-    return StreamingCaptions(encoder, stream_of(shards), batch_size=4)
+    return StreamingCaptions(encoder, [stream_of(shards)], batch_size=4)
 
 
 def stream_of(shards):
@@ -41,7 +42,7 @@ def test_a_sample_of_the_shards_is_encoded(captions, encoder):
 def test_an_error_names_the_sample(shards):
     short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
     captions = StreamingCaptions(
-        SampleEncoder(short, image_size=16), stream_of(shards), batch_size=4
+        SampleEncoder(short, image_size=16), [stream_of(shards)], batch_size=4
     )
     with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
         captions[0]

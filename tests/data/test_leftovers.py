@@ -9,7 +9,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from streaming.base.shared.prefix import _pack_locals
 
+from vlm_composer.data import leftovers
 from vlm_composer.data.leftovers import (
     SHARED_MEMORY,
     _folders_of,
@@ -78,6 +80,16 @@ def test_only_what_a_dead_run_holds_of_our_folders_is_freed(reader, tmp_path):
     assert blocks(living_prefix) == before
     names = {tuple(_folders_of(b)) for b in SHARED_MEMORY.glob("[0-9]*_locals")}
     assert (str(tmp_path / "ours"),) in names
+
+
+def test_the_blocks_of_streams_are_freed_by_a_run_over_one_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    caches = [str(tmp_path / name) for name in ("emoji", "llava")]
+    (tmp_path / "000007_locals").write_bytes(_pack_locals(caches, 7))
+    (tmp_path / "000007_barrier").touch()
+    (tmp_path / "000008_locals").write_bytes(_pack_locals([str(tmp_path / "other")], 8))
+    claim_caches(caches[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["000008_locals"]
 
 
 def test_a_cache_that_a_living_run_reads_into_is_refused(reader, tmp_path):

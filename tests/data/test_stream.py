@@ -5,7 +5,7 @@ import time
 import pytest
 
 from remote_shards import BAD, SAMPLES, assert_same, open_captions, read, write_shards
-from vlm_composer.data.dataset import CaptionsByIndex
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.stream import CorruptShardError
 from vlm_composer.outages import StoreError
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from mixtures import SHARES, mixed
 from test_train import launch
 from vlm_composer import train
 from vlm_composer.data.leftovers import _lock_path
@@ -103,6 +104,20 @@ def test_a_cache_in_use_is_told_and_only_a_run_takes_one(tiny_config, cached):
     (found,) = report["leftovers"]
     assert found.level == "failure"
     assert "is in use by process 4711; end that run or give this one a cache" in found.text
+    lock_path.unlink()
+
+
+def test_the_cache_of_every_stream_is_taken(tiny_config, two_sets, tmp_path):
+    config = tiny_config(train_loader=mixed(two_sets, SHARES, caches=tmp_path))
+    folders = [str(tmp_path / name) for name in ("emoji", "llava")]
+    (found,) = check_run(config, "cpu", starting=False)["leftovers"]
+    assert found.text == f"no other run uses {', '.join(folders)}"
+    lock_path = _lock_path(folders[1])
+    with lock_path.open("w+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (found,) = check_run(config, "cpu", starting=False)["leftovers"]
+    assert found.level == "failure"
+    assert f"{folders[1]} is in use by" in found.text
     lock_path.unlink()
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from mixtures import SHARES, mixed
 from vlm_composer.preflight import disk
 from vlm_composer.preflight.disk import check_disk, check_shared_memory
 from vlm_composer.preflight.shards import read_shards
@@ -18,7 +19,8 @@ def cached(shards, folder, **changes):
 
 
 def look(config):
-    sides = {"train": read_shards(config.train_loader.dataset, 0)}
+    sources = config.train_loader.sources
+    sides = {"train": {key: read_shards(source, 0) for key, source in sources.items()}}
     return check_disk(config, sides, checkpoints=True)
 
 
@@ -42,6 +44,22 @@ def test_what_is_cached_needs_no_room_again(tiny_config, shards, tiny_disk):
     next(tiny_disk.glob("*.mds")).write_bytes(b"torn")
     (found,) = look(tiny_config(train_loader=cached(shards, tiny_disk, cache_limit="1gb")))
     assert found.level == "failure"
+
+
+def test_the_caches_of_streams_are_added_up(tiny_config, two_sets, tiny_disk, tmp_path):
+    train = mixed(two_sets, SHARES, caches=tiny_disk)
+    (found,) = look(tiny_config(train_loader=train))
+    size = sum(path.stat().st_size for path in two_sets.glob("*/train/*.mds"))
+    caches = f"{tiny_disk}/emoji, {tiny_disk}/llava"
+    assert f"the cache of train in {caches}: {size / 1000:.1f} kB" in found.text
+    (found,) = look(
+        tiny_config(train_loader=mixed(two_sets, SHARES, caches=tiny_disk, cache_limit="9kb"))
+    )
+    assert f"the cache of train in {caches}: 9.2 kB" in found.text, "together"
+    assert size > 9 << 10
+    # One on another disk is compared with that.
+    train["streams"]["llava"]["local"] = str(tmp_path / "llava")
+    assert len(look(tiny_config(train_loader=train))) == 2
 
 
 @pytest.mark.parametrize("limit", [100, "1kb"])
@@ -72,6 +90,13 @@ def test_room_for_the_checkpoints_that_are_kept(
     assert found.level == level, found
     assert number in found.text
     assert f"of 475.0 kB in {tiny_disk}" in found.text
+
+
+def test_checkpoints_of_an_epoch_that_streams_make(tiny_config, two_sets, tmp_path):
+    train = mixed(two_sets, SHARES, epoch_size=16)
+    settings = {"save_interval": "1ba", "max_duration": "1ep", "save_folder": str(tmp_path)}
+    (found,) = look(tiny_config(train_loader=train, **settings))
+    assert "2 checkpoints of 475.0 kB" in found.text
 
 
 def test_checkpoints_that_are_there_take_no_room_again(tiny_config, tiny_disk):

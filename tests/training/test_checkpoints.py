@@ -81,13 +81,16 @@ def test_a_loaded_connector_is_the_trained_one(tiny_config):
 
 
 class Crash(Callback):
-    """Ends a run one batch after its checkpoint."""
+    """Ends a run after a batch, one after its checkpoint."""
 
     class Now(Exception):
         pass
 
+    def __init__(self, batch=4):
+        self.batch = batch
+
     def batch_end(self, state, logger):
-        if state.timestamp.batch == 4:
+        if state.timestamp.batch == self.batch:
             raise self.Now
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from composer.utils import dist, reproducibility
 
+from mixtures import mixed
 from runs import last, run
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.data.collate import collate, num_tokens
@@ -128,22 +129,21 @@ def test_compiled_blocks_give_the_same_gradient_on_two_ranks(tiny_config, change
     check_first_step(tiny_config(max_duration="1ba", compile_blocks=True, **changes))
 
 
-def expected_metrics(config, label_shift=0):
+def expected_metrics(config, mismatched=False):
     """Loss and accuracy over every sample of the evaluation set once, without the Trainer."""
     from vlm_composer.assembly import assemble_encoder
-    from vlm_composer.data.dataset import StreamingCaptions
-    from vlm_composer.data.stream import CheckedStream
+    from vlm_composer.data.opening import open_dataset
 
     template = assemble_template(config)
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id)
     encoder = assemble_encoder(config, template)
-    stream = CheckedStream(local=config.eval_loader.dataset.local, store_timeout=0)
-    captions = StreamingCaptions(encoder, stream, batch_size=1)
+    captions = open_dataset(config.eval_loader, encoder, batch_size=1, store_timeout=0)
     samples = [captions[i] for i in range(captions.num_samples)]
     images = [s["pixel_values"] for s in samples]
+    shift = len(samples) // 2 if mismatched else 0
     for index, sample in enumerate(samples):
-        sample["pixel_values"] = images[(index + label_shift) % len(samples)]
+        sample["pixel_values"] = images[(index + shift) % len(samples)]
     with torch.no_grad():
         logits, targets = ComposerVLM(vlm).eval_forward(collate(samples))
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
@@ -155,8 +155,8 @@ def check_evaluation(config):
 
     trainer, _, _ = start(config)
     trainer.eval()
-    for label, shift in (("eval", 0), ("eval_mismatched", 3)):
-        loss, accuracy = expected_metrics(config, shift)
+    for label, mismatched in (("eval", False), ("eval_mismatched", True)):
+        loss, accuracy = expected_metrics(config, mismatched)
         assert last(trainer, f"metrics/{label}/LanguageCrossEntropy") == pytest.approx(
             loss, rel=1e-5
         )
@@ -179,6 +179,19 @@ def test_evaluation_counts_every_sample_once(tiny_config, shards, batch_size):
     check_evaluation(
         tiny_config(eval_loader=evaluation_settings(shards), device_eval_batch_size=batch_size)
     )
+
+
+def mixed_evaluation(two_sets):
+    return mixed(two_sets, {"llava": {}, "emoji": {}}, "eval") | {"mismatched_images": True}
+
+
+def test_evaluation_of_several_data_sets_counts_every_sample_once(tiny_config, two_sets):
+    check_evaluation(tiny_config(eval_loader=mixed_evaluation(two_sets), device_eval_batch_size=3))
+
+
+@pytest.mark.world_size(2)
+def test_two_ranks_count_every_sample_of_several_data_sets_once(tiny_config, two_sets):
+    check_evaluation(tiny_config(eval_loader=mixed_evaluation(two_sets), device_eval_batch_size=3))
 
 
 @pytest.mark.world_size(2)

@@ -104,7 +104,7 @@ def test_loss_and_gradients_of_a_step(tiny_config, tower, dtype, tolerance):
     reproducibility.seed_all(3)
     vlm = assemble_model(config, "cpu", template.image_token_id)
     encoder = assemble_encoder(config, template)
-    captions = open_dataset(config.train_loader.dataset, encoder, batch_size=4, store_timeout=0)
+    captions = open_dataset(config.train_loader, encoder, batch_size=4, store_timeout=0)
     batch = collate([captions[index] for index in range(4)])
     model = ComposerVLM(vlm)
     loss, gradients = gradients_of(model, batch)

@@ -15,7 +15,9 @@ _FREE = (
     "vision_tower.name",  # the towers are compared by what is in them
     "language_model.name",
     "train_loader.dataset.local",
-    "train_loader.dataset.remote",  # the data by its index
+    "train_loader.dataset.remote",
+    "train_loader.dataset.epoch_size",
+    "train_loader.streams",  # the data by their fingerprint, which is more exact
     "train_loader.dataset.predownload",
     "train_loader.dataset.cache_limit",
     "train_loader.dataset.download_timeout",
@@ -52,11 +54,16 @@ def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]
     Returns:
         A line for each setting that changes what the run computes, with both values.
     """
-    before, now = dict(_flat(saved)), dict(_flat(asdict(config)))
+    return [line for line in differences(saved, asdict(config)) if not line.startswith(_FREE)]
+
+
+def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return `key: value became value` for each dotted key whose values differ."""
+    before, now = dict(_flat(saved)), dict(_flat(here))
     return [
         f"{key}: {before.get(key)} became {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+        if before.get(key) != now.get(key)
     ]
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from composer.core import Time, TimeUnit
 
 from vlm_composer.config.run import TrainConfig
+from vlm_composer.config.source_checks import source_mistakes
 
 
 def mistakes(config: TrainConfig) -> list[str]:
     """Return one line for each mistake, with the values and what to do."""
     return [
         *_out_of_range(config),
+        *source_mistakes(config),
         *_bad_times(config),
         *_without_effect(config),
         *_batch_sizes(config),
@@ -37,16 +39,16 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
     ):
         if value < least:
             yield f"{key}: {value} is less than {least}"
-    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
-        if loader is None:
-            continue
-        if loader.num_workers < 0:
-            yield f"{key}.num_workers: {loader.num_workers} is less than 0"
-        if loader.prefetch_factor < 1:
-            yield f"{key}.prefetch_factor: {loader.prefetch_factor} is less than 1"
-        nodes = loader.dataset.num_canonical_nodes
-        if nodes < 1:
-            yield f"{key}.dataset.num_canonical_nodes: {nodes} is less than 1"
+    for side, loader in config.loaders.items():
+        for name, number, smallest in (
+            ("num_workers", loader.num_workers, 0),
+            ("prefetch_factor", loader.prefetch_factor, 1),
+            ("dataset.num_canonical_nodes", loader.dataset.num_canonical_nodes, 1),
+            ("dataset.epoch_size", loader.dataset.epoch_size, 1),
+            ("dataset.sampling_granularity", loader.dataset.sampling_granularity, 1),
+        ):
+            if number is not None and number < smallest:
+                yield f"{side}_loader.{name}: {number} is less than {smallest}"
     if not 0 <= config.scheduler.alpha_f <= 1:
         yield f"scheduler.alpha_f: {config.scheduler.alpha_f} is not between 0 and 1"
     if not 0 < config.optimizer.lr < float("inf"):

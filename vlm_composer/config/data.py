@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 ImageDecoder = Literal["torchvision", "pil"]
 
 
 @dataclass
-class DatasetConfig:
-    """Where MDS shards are and how StreamingDataset reads them. They are of images
-    (`python -m convert`) or of what the vision tower makes of them (`python -m convert.features`);
-    the shards say which."""
+class StreamConfig:
+    """One of several data sets that a loader mixes, and how much of it an epoch takes: at most one
+    of `proportion`, `repeat` and `choose`; without any, each sample once."""
 
     local: str
+    """Folder the shards are read from; with `remote`, the cache they are downloaded to. Each stream
+    has its own."""
+    remote: str | None = None
+    """Folder or URL (s3://, gs://, azure://) that the shards are downloaded from."""
+    proportion: float | None = None
+    """Share of an epoch, relative to those of the other streams, which need one too. The epoch has
+    `dataset.epoch_size` samples, or as many as there are: some are left out and others repeated."""
+    repeat: float | None = None
+    """How often an epoch takes each sample: 2 is twice, 0.5 one half of them."""
+    choose: int | None = None
+    """Samples that an epoch takes."""
+
+    @property
+    def place(self) -> str:
+        """Where the shards are: `remote`, or `local` where there is none."""
+        return self.remote or self.local
+
+    @property
+    def weight(self) -> dict[str, float]:
+        """What of `proportion`, `repeat` and `choose` is given."""
+        weights = {key: getattr(self, key) for key in ("proportion", "repeat", "choose")}
+        return {key: value for key, value in weights.items() if value is not None}
+
+
+@dataclass
+class DatasetConfig:
+    """How StreamingDataset reads MDS shards, and where they are where they are those of one data
+    set. They are of images (`python -m convert`) or of what the vision tower makes of them
+    (`python -m convert.features`); the shards say which."""
+
+    local: str | None = None
     """Folder the shards are read from; with `remote`, the cache they are downloaded to."""
     remote: str | None = None
     """Folder or URL (s3://, gs://, azure://) that the shards are downloaded from."""
+    epoch_size: int | None = None
+    """Samples of an epoch; as many as there are when empty. Streams give their `proportion` of it,
+    or by their sizes. Not with `repeat` or `choose`, nor for evaluation."""
+    sampling_method: Literal["balanced", "fixed"] = "balanced"
+    """Where an epoch takes a part of a data set: balanced draws it anew in every epoch, fixed takes
+    the same one."""
+    sampling_granularity: int = 1
+    """Samples that such a part takes from a shard at a time: with more, fewer shards are
+    downloaded."""
     shuffle: bool = False
     """Shuffle the samples anew in every epoch."""
     shuffle_algo: str = "py1e"
@@ -46,13 +85,26 @@ class DatasetConfig:
 class LoaderConfig:
     """A data loader."""
 
-    dataset: DatasetConfig
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """How samples are read, and where the shards of one data set are."""
+    streams: dict[str, StreamConfig] | None = None
+    """Several data sets by name, to be mixed; `dataset` then has no `local` and no `remote`. In
+    which order they stand changes nothing."""
     num_workers: int = 2
     """Processes a rank that read, decode and tokenize."""
     prefetch_factor: int = 2
     """Batches each of them prepares ahead."""
     drop_last: bool = True
     """Leave out the last batch of an epoch where it is not full (training)."""
+
+    @property
+    def sources(self) -> dict[str, StreamConfig]:
+        """The data sets that are read, by their keys below the loader's: `streams.NAME` of each
+        stream, in order of the names; or `dataset` alone."""
+        if self.streams is not None:
+            return {f"streams.{name}": self.streams[name] for name in sorted(self.streams)}
+        assert self.dataset.local is not None  # the schema's checks have seen to it
+        return {"dataset": StreamConfig(self.dataset.local, self.dataset.remote)}
 
 
 @dataclass

@@ -168,6 +168,12 @@ class TrainConfig:
     """Seconds that a collective operation may take."""
 
     @property
+    def loaders(self) -> dict[str, LoaderConfig]:
+        """The loaders by side: `train` and, where there is one, `eval`."""
+        sides = {"train": self.train_loader, "eval": self.eval_loader}
+        return {side: loader for side, loader in sides.items() if loader is not None}
+
+    @property
     def shard_degree(self) -> int | None:
         """`fsdp_config.data_parallel_shard_degree`; None where it is empty."""
         return self.fsdp_config.data_parallel_shard_degree if self.fsdp_config else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ from PIL import Image
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
-from torch.utils.data import Dataset
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
 from vlm_composer.config.data import ImageDecoder
-from vlm_composer.data.cache_room import bytes_to_fetch
-from vlm_composer.data.features import FEATURES_FILE, Features
+from vlm_composer.data.cache_room import disk_needs
+from vlm_composer.data.features import FEATURES_FILE, Features, check_alike
 from vlm_composer.data.images import decode_image
-from vlm_composer.data.schema import IMAGE_KEYS
+from vlm_composer.data.mixing import Mix, Part
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import Template
 from vlm_composer.outages import StoreError
@@ -106,53 +106,106 @@ class StreamingCaptions(StreamingDataset):
 
     Args:
         encoder: Turns a record into tensors.
-        stream: Where the shards are.
+        streams: Where the shards are, and how much of them an epoch takes.
         streaming: Keyword arguments of `streaming.StreamingDataset`.
+
+    Raises:
+        FeaturesError: Some hold images and others features, or features of another kind.
     """
 
-    def __init__(self, encoder: Encoder, stream: CheckedStream, **streaming: Any) -> None:
-        super().__init__(streams=[stream], **streaming)
+    def __init__(
+        self, encoder: Encoder, streams: Sequence[CheckedStream], **streaming: Any
+    ) -> None:
+        super().__init__(streams=streams, **streaming)
         self.encoder = encoder
         self._failure: BaseException | None = None
-        self.features: Features | None = None
-        """What the patches are, where the records hold patches in place of images."""
-        if "patches" in self.columns:
-            self.features = Features.read(stream.fetch_beside(FEATURES_FILE))
+        self.features = self._read_features()
+        """What the patches of each stream are, by its name; empty where the records hold images."""
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of a record's fields."""
-        shard: Any = self.shards[0]
-        return list(shard.column_names)
+    def _read_features(self) -> dict[str, Features]:
+        found: dict[str, Features | None] = {}
+        for stream, shards in self._parts():
+            found[stream.name] = None
+            if "patches" in shards[0].column_names:
+                features = Features.read(stream.fetch_beside(FEATURES_FILE))
+                features.check_samples(sum(map(len, shards)), stream.name)
+                found[stream.name] = features
+        check_alike(found)
+        return {name: features for name, features in found.items() if features is not None}
+
+    def _parts(self) -> Iterator[tuple[CheckedStream, list[Any]]]:
+        """Each stream and its shards."""
+        for stream, start, count in zip(
+            self.streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True
+        ):
+            assert isinstance(stream, CheckedStream)
+            yield stream, self.shards[start : start + count]
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this data set from another: its samples and a hash of its index."""
-        (stream,) = self.streams
-        index = Path(stream.local, stream.split, "index.json").read_bytes()
-        return {"samples": self.num_samples, "index_xxh64": xxhash.xxh64_hexdigest(index)}
+        """What tells these data from others: of each stream its samples, a hash of its index and
+        its weight, and the size of an epoch where it is not that of all samples. One stream alone
+        needs no name."""
+        found: dict[str, Any] = {}
+        for stream, shards in self._parts():
+            index = Path(stream.local, stream.split, "index.json").read_bytes()
+            found[stream.name] = {
+                "samples": sum(map(len, shards)),
+                "index_xxh64": xxhash.xxh64_hexdigest(index),
+                **stream.weight,
+            }
+        if len(found) == 1:
+            (found,) = found.values()
+        if self.epoch_size != self.num_samples:
+            found["epoch_size"] = self.epoch_size
+        return found
+
+    @property
+    def mix(self) -> Mix:
+        """What an epoch takes of each stream."""
+        return {
+            stream.name: Part(int(stream.choose), sum(map(len, shards)))
+            for stream, shards in self._parts()
+        }
 
     def check_disk(self) -> None:
-        """Raise StoreError where the disk has no room for the shards that are not there yet."""
-        (stream,) = self.streams
-        folder = Path(stream.local, stream.split)
-        files = {raw.basename: raw.bytes for shard in self.shards for raw, _ in shard.file_pairs}
+        """Raise StoreError where a disk has no room for the shards that are not there yet."""
+        caches = {
+            Path(stream.local, stream.split): {
+                raw.basename: raw.bytes for shard in shards for raw, _ in shard.file_pairs
+            }
+            for stream, shards in self._parts()
+            if stream.remote
+        }
         limit = int(self.cache_limit) if self.cache_limit else None  # a number by now
-        missing, free = bytes_to_fetch(folder, files, limit), shutil.disk_usage(folder).free
-        if free < missing:
-            raise StoreError(
-                f"{folder}: the cache needs {missing / 1e9:.1f} GB more and the disk has "
-                f"{free / 1e9:.1f} GB free; free some, or set dataset.cache_limit"
-            )
+        for need in disk_needs(caches, limit):
+            free = shutil.disk_usage(need.folders[0]).free
+            if free < need.missing:
+                raise StoreError(
+                    f"{', '.join(map(str, need.folders))}: the cache needs "
+                    f"{need.missing / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB free; "
+                    "free some, or set dataset.cache_limit"
+                )
 
     def resample_streams(
         self, epoch: int, stream_id: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Let features be shuffled as their images would be: by the images' shards."""
-        units, sample_ids = super().resample_streams(epoch, stream_id)
-        if self.features is not None:
-            units = np.array(self.features.shuffle_units, np.int64)
-        return units, sample_ids
+        """Draw and shuffle features as their images would be: by the images' shards."""
+        if not self.features:
+            return super().resample_streams(epoch, stream_id)
+        units = [features.shuffle_units for features in self.features.values()]
+        counts = np.array([len(sizes) for sizes in units], np.int64)
+        samples = np.concatenate(units).astype(np.int64)
+        as_images: Any = SimpleNamespace(
+            **self.__dict__
+            | {
+                "shards_per_stream": counts,
+                "shard_offset_per_stream": counts.cumsum() - counts,
+                "samples_per_shard": samples,
+                "sample_offset_per_shard": samples.cumsum() - samples,
+            }
+        )
+        return StreamingDataset.resample_streams(as_images, epoch, stream_id)
 
     def __getitem__(self, at: Any) -> Any:
         """Return the encoded sample `at`."""
@@ -234,44 +287,3 @@ class StreamingCaptions(StreamingDataset):
         if (error := future.exception()) is not None:
             self._failure = error
             self._event.set()
-
-
-class CaptionsByIndex(Dataset[dict[str, Any]]):
-    """Random access to the samples of a StreamingDataset, for evaluation.
-
-    A StreamingDataset iterated over several ranks repeats samples until they divide, which biases a
-    metric. Read by index, a DistributedSampler splits the samples and Composer drops what it
-    padded, so that every sample counts once.
-
-    Args:
-        captions: The samples.
-        image_shift: Sample i gets the image of sample i + `image_shift` (around the end). With 0
-            each has its own; with another value a model that looks at the image must do worse.
-
-    Raises:
-        ValueError: The shift would give every sample its own image again.
-    """
-
-    def __init__(self, captions: StreamingCaptions, image_shift: int = 0) -> None:
-        if image_shift and image_shift % captions.num_samples == 0:
-            raise ValueError(
-                f"image_shift {image_shift} with {captions.num_samples} sample(s) gives each its "
-                "own image"
-            )
-        self.captions = captions
-        self.image_shift = image_shift
-
-    @property
-    def features(self) -> Features | None:
-        """Those of the samples."""
-        return self.captions.features
-
-    def __len__(self) -> int:
-        return self.captions.num_samples
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.captions[index]
-        if self.image_shift:
-            other = self.captions[(index + self.image_shift) % len(self)]
-            sample |= {key: other[key] for key in IMAGE_KEYS if key in other}
-        return sample

@@ -8,7 +8,9 @@ what training compares with its own vision tower before it trusts them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -99,6 +101,13 @@ class Features:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @property
+    def kind(self) -> dict[str, Any]:
+        """What features must have in common to be mixed."""
+        patches = f"{self.num_patches} × {self.hidden_size}"
+        tower = {k: v for k, v in self.vision_tower.items() if k not in ("name", "revision")}
+        return {"dtype": self.dtype, "patches": patches, "vision_tower": tower}
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of a sample's patches."""
         return self.num_patches * self.hidden_size * _TORCH[self.dtype].itemsize
@@ -133,6 +142,14 @@ class Features:
             return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(values)
 
+    def check_samples(self, samples: int, place: object) -> None:
+        """Raise FeaturesError unless the shards hold as many samples as these tell of."""
+        if (told := sum(self.shuffle_units)) != samples:
+            raise FeaturesError(
+                f"{place}: {FEATURES_FILE} tells of {told} samples, the shards hold {samples}; "
+                "write the features again"
+            )
+
     def check_settings(self, here: VisionSettings, place: object) -> None:
         """Refuse features of images that this run would look at in another way.
 
@@ -149,4 +166,32 @@ class Features:
                 raise FeaturesError(
                     f"{place} holds features of another vision tower: {key} {theirs}, this run "
                     f"has {ours}; use the same, or write features for this one"
+                )
+
+
+def check_alike(found: Mapping[str, Features | None]) -> None:
+    """Refuse data sets that cannot be mixed: images with features, or features of two kinds.
+
+    Args:
+        found: What each is of, by its name; None for images.
+
+    Raises:
+        FeaturesError: They differ.
+    """
+    for (name, first), (other_name, other) in pairwise(found.items()):
+        if first is None or other is None:
+            if first is not other:
+                kinds = [
+                    "images" if features is None else "features" for features in (first, other)
+                ]
+                raise FeaturesError(
+                    f"{name} holds {kinds[0]} and {other_name} holds {kinds[1]}; the streams of a "
+                    "loader must all be of one kind"
+                )
+            continue
+        for key, value in first.kind.items():
+            if value != other.kind[key]:
+                raise FeaturesError(
+                    f"{name} and {other_name} hold features of two kinds: {key} {value} and "
+                    f"{other.kind[key]}; write them with the same tower and --dtype"
                 )

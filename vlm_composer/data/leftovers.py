@@ -155,7 +155,7 @@ def _in_use(folder: str, lock: int) -> str:
     holder = os.pread(lock, 20, 0).decode() or "another process"
     return (
         f"{folder} is in use by process {holder}; end that run or give this one a cache of its "
-        "own (train_loader.dataset.local)"
+        "own (`local` in the yaml)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Open a data set of the yaml, whichever kind its shards are of: images or features of images."""
+"""Open what a loader of the yaml reads, whichever kind the shards are of: images or features."""
 
 from __future__ import annotations
 
@@ -6,47 +6,59 @@ from pathlib import Path
 
 from composer.utils import dist
 
-from vlm_composer.config.data import DatasetConfig
+from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.dataset import Encoder, StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.ranks import run_on
 
 
 def open_dataset(
-    dataset: DatasetConfig, encoder: Encoder, *, batch_size: int, store_timeout: float
+    loader: LoaderConfig, encoder: Encoder, *, batch_size: int, store_timeout: float
 ) -> StreamingCaptions:
-    """Open the shards that a section of the yaml names.
+    """Open the shards that a loader's section of the yaml names.
 
     Args:
-        dataset: The section.
+        loader: The section.
         encoder: Turns a record into what a batch is made of.
         batch_size: Samples a batch on one rank.
         store_timeout: Seconds that the store may be away.
 
     Returns:
-        The data set. Its `features` are those of its `features.json` where it holds patches.
+        The data set, of all streams where there are several. Its `features` are those of their
+        `features.json` where they hold patches.
 
     Raises:
-        ValueError: There are no shards, or patches without a `features.json`.
-        StoreError: The store cannot be used, or the disk has no room for the cache.
+        ValueError: There are no shards, patches without a `features.json`, or streams of several
+            kinds.
+        StoreError: The store cannot be used, or the disk has no room for the caches.
     """
-    if dataset.remote is None and not (Path(dataset.local) / "index.json").is_file():
-        raise ValueError(
-            f"{dataset.local} holds no MDS shards (no index.json); write them with "
-            "`python -m convert`, or set `remote`"
+    dataset = loader.dataset
+    for source in loader.sources.values():
+        if source.remote is None and not (Path(source.local) / "index.json").is_file():
+            raise ValueError(
+                f"{source.local} holds no MDS shards (no index.json); write them with "
+                "`python -m convert`, or set `remote`"
+            )
+    streams = [
+        CheckedStream(
+            name=name,
+            local=source.local,
+            remote=source.remote,
+            **source.weight,
+            validate_hash=dataset.validate_hash,
+            download_timeout=dataset.download_timeout,
+            store_timeout=store_timeout,
+            check_at_start=dataset.cache_limit is not None,
         )
-    stream = CheckedStream(
-        local=dataset.local,
-        remote=dataset.remote,
-        validate_hash=dataset.validate_hash,
-        download_timeout=dataset.download_timeout,
-        store_timeout=store_timeout,
-        check_at_start=dataset.cache_limit is not None,
-    )
+        for name, source in loader.sources.items()
+    ]
     captions = StreamingCaptions(
         encoder,
-        stream,
+        streams,
         batch_size=batch_size,
+        epoch_size=dataset.epoch_size,
+        sampling_method=dataset.sampling_method,
+        sampling_granularity=dataset.sampling_granularity,
         shuffle=dataset.shuffle,
         shuffle_algo=dataset.shuffle_algo,
         shuffle_seed=dataset.shuffle_seed,
@@ -55,6 +67,5 @@ def open_dataset(
         predownload=dataset.predownload,
         cache_limit=dataset.cache_limit,
     )
-    if dataset.remote is not None:
-        run_on(dist.get_local_rank() == 0, captions.check_disk)
+    run_on(dist.get_local_rank() == 0, captions.check_disk)
     return captions

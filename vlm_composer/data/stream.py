@@ -37,6 +37,7 @@ class CheckedStream(Stream):
     first used.
 
     Args:
+        name: What messages and checkpoints call it.
         store_timeout: Seconds that the store may be away before reading fails.
         check_at_start: Check the whole cache when the data set is opened instead of each shard when
             it is first used. Needed with a `cache_limit`, which must know what the cache holds.
@@ -44,9 +45,17 @@ class CheckedStream(Stream):
     """
 
     def __init__(
-        self, *, store_timeout: float, check_at_start: bool = False, **stream: Any
+        self,
+        *,
+        name: str = "dataset",
+        store_timeout: float,
+        check_at_start: bool = False,
+        **stream: Any,
     ) -> None:
         super().__init__(**stream)
+        self.name = name
+        given = {key: stream.get(key) for key in ("proportion", "repeat", "choose")}
+        self.weight = {key: value for key, value in given.items() if value is not None}
         self.store_timeout = store_timeout
         self.check_at_start = check_at_start
         self._store: Store | None = None

@@ -88,7 +88,8 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
     _, checkpoint = open_named(str(run_folder / "checkpoints"), run_folder)
     load_connector(model, checkpoint)
     encoder = assemble_encoder(config, template)
-    records = _records(config.eval_loader.dataset.local)
+    (held_out,) = config.eval_loader.sources.values()
+    records = _records(held_out.local)
     chosen = records[:: max(len(records) // NUM_CAPTIONS, 1)][:NUM_CAPTIONS]
     pixels = torch.stack([encoder(record)["pixel_values"] for record in chosen])
     texts = caption_images(model.eval(), template, pixels, PROMPT, max_new_tokens=16)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlm_composer.config import TrainConfig
+from vlm_composer.data.mixing import epoch_size, mix_of
 from vlm_composer.models.flops import TrainingFlops
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import measure_activations
@@ -106,12 +107,16 @@ def plan_on_gpus(
 def _epoch(config: TrainConfig) -> tuple[int, str, int | None]:
     """Samples of an epoch, where the number is from, and the bytes of their shards where known."""
     samples, samples_from, cache_bytes = EPOCH_SAMPLES, "LLaVA-Pretrain's, assumed", None
-    dataset = config.train_loader.dataset
-    index = Path(dataset.remote or dataset.local, "index.json")
-    if index.is_file():
-        shards = json.loads(index.read_text())["shards"]
-        samples, samples_from = sum(shard["samples"] for shard in shards), "of the shards' index"
-        cache_bytes = sum(shard["raw_data"]["bytes"] for shard in shards)
+    loader = config.train_loader
+    indexes = {key: Path(source.place, "index.json") for key, source in loader.sources.items()}
+    if all(index.is_file() for index in indexes.values()):
+        shards = {key: json.loads(path.read_text())["shards"] for key, path in indexes.items()}
+        there = {key: sum(shard["samples"] for shard in found) for key, found in shards.items()}
+        samples = epoch_size(mix_of(loader, there))
+        samples_from = "of the shards' index"
+        cache_bytes = sum(s["raw_data"]["bytes"] for found in shards.values() for s in found)
+    elif loader.dataset.epoch_size is not None:
+        samples, samples_from = loader.dataset.epoch_size, "epoch_size"
     report = config.callbacks.speed_report
     if report is not None and report.full_epoch_samples:
         samples, samples_from = report.full_epoch_samples, "full_epoch_samples"

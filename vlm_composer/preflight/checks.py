@@ -13,7 +13,7 @@ from vlm_composer.preflight.disk import check_disk, check_shared_memory
 from vlm_composer.preflight.finding import Finding, Findings
 from vlm_composer.preflight.hardware import check_device, check_memory
 from vlm_composer.preflight.ranks import Placement, check_batch, check_ranks, count_gpus
-from vlm_composer.preflight.shards import Shards, check_shards, check_sides, read_shards
+from vlm_composer.preflight.shards import Shards, Side, check_side, check_sides, read_shards
 from vlm_composer.preflight.stores import check_load_path, check_save_folder
 from vlm_composer.preflight.towers import (
     check_language_model,
@@ -82,16 +82,18 @@ def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
 
 def _check_data(
     config: TrainConfig, seconds: float, *, known: bool
-) -> tuple[Findings, Mapping[str, Shards]]:
-    found, sides = Findings(), {}
-    for side, loader in (("train", config.train_loader), ("eval", config.eval_loader)):
-        if loader is not None:
+) -> tuple[Findings, Mapping[str, Side]]:
+    found = Findings()
+    sides: dict[str, dict[str, Shards]] = {side: {} for side in config.loaders}
+    for side, loader in config.loaders.items():
+        for key, source in loader.sources.items():
             with found.failing():
-                sides[side] = read_shards(loader.dataset, seconds)
-                vision = vision_settings(config) if known else None
-                found += check_shards(config, side, sides[side], vision, seconds)
-    if len(sides) == 2:
-        found += check_sides(config, sides["train"], sides["eval"])
+                sides[side][key] = read_shards(source, seconds)
+        with found.failing():
+            vision = vision_settings(config) if known else None
+            found += check_side(config, side, sides[side], vision, seconds)
+    if all(sides.values()) and "eval" in sides:
+        found += check_sides(sides["train"], sides["eval"])
     return found, sides
 
 

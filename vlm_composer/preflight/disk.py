@@ -17,13 +17,13 @@ from streaming.base.util import bytes_to_int
 
 from vlm_composer.assembly import assemble_connector, vision_settings
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.data import LoaderConfig
-from vlm_composer.data.cache_room import bytes_to_fetch
+from vlm_composer.data.cache_room import disk_needs, existing
 from vlm_composer.data.leftovers import SHARED_MEMORY
+from vlm_composer.data.mixing import epoch_size
 from vlm_composer.models.tower_loading import read_config
 from vlm_composer.plan import CHECKPOINT_BYTES_PER_PARAMETER
 from vlm_composer.preflight.finding import Findings, counted, readable
-from vlm_composer.preflight.shards import Shards
+from vlm_composer.preflight.shards import Side, mix_of_side
 from vlm_composer.storage import open_store
 from vlm_composer.training.checkpoint_folder import checkpoints_among
 from vlm_composer.training.freezing import count_parameters
@@ -39,35 +39,36 @@ class _Need:
     most: float
 
 
-def check_disk(config: TrainConfig, sides: Mapping[str, Shards], *, checkpoints: bool) -> Findings:
+def check_disk(config: TrainConfig, sides: Mapping[str, Side], *, checkpoints: bool) -> Findings:
     """Compare the free bytes of each file system with what goes there: caches and checkpoints.
 
     Args:
         config: The run.
-        sides: The data sets whose index could be read, by side.
+        sides: The data sets whose index could be read.
         checkpoints: This rank writes them, and the towers' widths are known.
     """
     found = Findings()
     needs = _caches(found, config, sides)
     if checkpoints and config.save_folder is not None:
         with found.failing():
-            needs += _checkpoints(config, sides.get("train"))
+            needs += _checkpoints(config, sides)
     disks: dict[int, list[_Need]] = defaultdict(list)
     for need in needs:
-        disks[os.stat(_existing(need.folder)).st_dev].append(need)
+        disks[os.stat(existing(need.folder)).st_dev].append(need)
     for on_disk in disks.values():
         _compare(found, on_disk)
     return found
 
 
-def check_shared_memory(config: TrainConfig, sides: Mapping[str, Shards]) -> Findings:
+def check_shared_memory(config: TrainConfig, sides: Mapping[str, Side]) -> Findings:
     """Compare /dev/shm with the batches that loaders' workers hand over in it."""
     found, loader = Findings(), config.train_loader
     if not loader.num_workers or not SHARED_MEMORY.is_dir():
         return found
     with found.failing():
-        features = sides["train"].features if "train" in sides else None
-        sample = features.sample_bytes if features else 3 * vision_settings(config).image_size ** 2
+        train = sides.get("train", {})
+        features = [one.features.sample_bytes for one in train.values() if one.features]
+        sample = max(features, default=3 * vision_settings(config).image_size ** 2)
         batch = config.global_train_batch_size // dist.get_world_size() * sample
         ahead = dist.get_local_world_size() * loader.num_workers * loader.prefetch_factor
         free = shutil.disk_usage(SHARED_MEMORY).free
@@ -88,35 +89,36 @@ def check_shared_memory(config: TrainConfig, sides: Mapping[str, Shards]) -> Fin
     return found
 
 
-def _caches(found: Findings, config: TrainConfig, sides: Mapping[str, Shards]) -> list[_Need]:
+def _caches(found: Findings, config: TrainConfig, sides: Mapping[str, Side]) -> list[_Need]:
     needs = []
-    loaders: dict[str, LoaderConfig | None] = {
-        "train": config.train_loader,
-        "eval": config.eval_loader,
-    }
     for side, shards in sides.items():
-        loader = loaders[side]
-        assert loader is not None
-        if loader.dataset.remote is None:
+        loader = config.loaders[side]
+        caches = {
+            Path(source.local): shards[key].cached
+            for key, source in loader.sources.items()
+            if source.remote is not None and key in shards
+        }
+        if not caches:
             continue
         with found.failing():
             limit = None
             if loader.dataset.cache_limit:
                 limit = bytes_to_int(loader.dataset.cache_limit)
-                least = max(4 * shards.largest, len(shards.index) + 1)
+                largest = max(one.largest for one in shards.values())
+                least = max(4 * largest, sum(len(one.index) for one in shards.values()) + 1)
                 if limit < least:
                     raise ValueError(
                         f"{side}_loader.dataset.cache_limit: {limit:,} bytes are less than four of "
-                        f"the largest shard ({shards.largest:,} bytes), which streaming needs; set "
+                        f"the largest shard ({largest:,} bytes), which streaming needs; set "
                         f"{least:,} or more, or leave it out"
                     )
-            folder = Path(loader.dataset.local)
-            size = bytes_to_fetch(folder, shards.cached, limit)
-            needs.append(_Need(f"the cache of {side} in {folder}", folder, size, size))
+            for need in disk_needs(caches, limit):
+                what = f"the cache of {side} in {', '.join(map(str, need.folders))}"
+                needs.append(_Need(what, need.folders[0], need.missing, need.missing))
     return needs
 
 
-def _checkpoints(config: TrainConfig, train: Shards | None) -> list[_Need]:
+def _checkpoints(config: TrainConfig, sides: Mapping[str, Side]) -> list[_Need]:
     """What checkpoints take in a local save_folder, or on their way to a bucket."""
     assert config.save_folder is not None
     url, size = config.folder(config.save_folder), _checkpoint_bytes(config)
@@ -126,7 +128,7 @@ def _checkpoints(config: TrainConfig, train: Shards | None) -> list[_Need]:
     store = open_store(url)
     saved = store.sizes()
     present = 0 if config.save_overwrite else sum(saved[n] for n in checkpoints_among(saved))
-    number = _saves(config, train)
+    number = _saves(config, sides)
     if config.save_num_checkpoints_to_keep > 0:  # the oldest goes when the newest is there
         number = min(number, config.save_num_checkpoints_to_keep + 1)
     most = max(number * size - present, size)
@@ -145,14 +147,15 @@ def _checkpoint_bytes(config: TrainConfig) -> int:
         )
 
 
-def _saves(config: TrainConfig, train: Shards | None) -> int:
+def _saves(config: TrainConfig, sides: Mapping[str, Side]) -> int:
     """How many checkpoints a run saves; one where that cannot be told."""
     interval, duration = (
         Time.from_timestring(text) for text in (config.save_interval, config.max_duration)
     )
     if interval.unit == TimeUnit.DURATION:
         return math.ceil(1 / interval.value)
-    per_epoch = train.samples / config.global_train_batch_size if train else math.inf
+    mix = mix_of_side(config, "train", sides.get("train", {}))
+    per_epoch = epoch_size(mix) / config.global_train_batch_size if mix else math.inf
     batches = {
         TimeUnit.BATCH: 1.0,
         TimeUnit.EPOCH: per_epoch,
@@ -168,7 +171,7 @@ def _saves(config: TrainConfig, train: Shards | None) -> int:
 
 def _compare(found: Findings, needs: list[_Need]) -> None:
     """Compare the needs of one file system with what it has free."""
-    path = _existing(needs[0].folder)
+    path = existing(needs[0].folder)
     free = shutil.disk_usage(path).free
     least, most = (sum(n.least for n in needs), sum(n.most for n in needs))
     what = ", ".join(f"{need.what}: {readable(need.most)}" for need in needs)
@@ -183,9 +186,3 @@ def _compare(found: Findings, needs: list[_Need]) -> None:
         found.warn(text, advice)
     else:
         found.ok(text)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.data import DatasetConfig
-from vlm_composer.data.features import FEATURES_FILE, Features, VisionSettings
+from vlm_composer.config.data import StreamConfig
+from vlm_composer.data.features import FEATURES_FILE, Features, VisionSettings, check_alike
+from vlm_composer.data.mixing import Mix, describe_mix, epoch_size, is_mixed, mix_of
 from vlm_composer.data.schema import MDS_COLUMNS
 from vlm_composer.data.stream import index_fault
 from vlm_composer.outages import StoreError, ride_out
@@ -54,19 +55,23 @@ class Shards:
         return self.store.url
 
 
-def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
-    """Read the index of a section's data set, and no shard.
+Side = Mapping[str, Shards]
+"""The data sets of a loader whose index could be read, by their keys in `LoaderConfig.sources`."""
+
+
+def read_shards(source: StreamConfig, seconds: float) -> Shards:
+    """Read the index of a data set, and no shard.
 
     Args:
-        dataset: The section.
+        source: Where it is.
         seconds: How long the store may be away.
 
     Raises:
         ValueError: There is none, or it is damaged.
         StoreError: The store cannot be used.
     """
-    place = dataset.remote or dataset.local
-    if dataset.remote is None and not Path(place, "index.json").is_file():
+    place = source.place
+    if source.remote is None and not Path(place, "index.json").is_file():
         raise ValueError(
             f"{place} holds no MDS shards (no index.json); write them with `python -m convert`, "
             "or set `remote`"
@@ -81,7 +86,7 @@ def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
         if not shards:
             raise ValueError(f"{place} holds no shard; convert the data again")
         try:
-            described = _describe(store, shards, index, zipped=dataset.remote is not None)
+            described = _describe(store, shards, index, zipped=source.remote is not None)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"the index of {place} is not that of MDS shards ({error!r}); write them with "
@@ -94,10 +99,18 @@ def read_shards(dataset: DatasetConfig, seconds: float) -> Shards:
         return described
 
 
-def check_shards(
-    config: TrainConfig, side: str, shards: Shards, vision: VisionSettings | None, seconds: float
+def mix_of_side(config: TrainConfig, side: str, shards: Side) -> Mix | None:
+    """What an epoch takes of a side's data sets; None where the index of one could not be read."""
+    loader = config.loaders[side]
+    if loader.sources.keys() != shards.keys():
+        return None
+    return mix_of(loader, {key: found.samples for key, found in shards.items()})
+
+
+def check_side(
+    config: TrainConfig, side: str, shards: Side, vision: VisionSettings | None, seconds: float
 ) -> Findings:
-    """Compare what is there with the index, and the index with what is read.
+    """Compare what is there with the indexes, and the indexes with what is read.
 
     Args:
         config: The run.
@@ -107,8 +120,34 @@ def check_shards(
         seconds: How long the store may be away.
     """
     found = Findings()
-    loader = config.train_loader if side == "train" else config.eval_loader
-    assert loader is not None
+    for one in shards.values():
+        found += _check_shards(config, side, one, vision, seconds)
+    with found.failing():
+        check_alike({one.place: one.features for one in shards.values()})
+    mix = mix_of_side(config, side, shards)
+    if mix is None:
+        return found
+    if is_mixed(mix):
+        found.ok(f"{side}: {describe_mix(mix)}")
+    for key in (key for key, part in mix.items() if not part.taken):
+        found.fail(
+            f"{side}_loader.{key}: an epoch of {epoch_size(mix)} samples takes none of it",
+            "give it more, or leave it out",
+        )
+    size, batch = epoch_size(mix), config.global_train_batch_size
+    if side == "train" and config.train_loader.drop_last and size < batch:
+        found.fail(
+            f"train_loader: an epoch of {size} samples is less than one batch of {batch} "
+            "(global_train_batch_size)",
+            f"set {size} or less, or drop_last: false",
+        )
+    return found
+
+
+def _check_shards(
+    config: TrainConfig, side: str, shards: Shards, vision: VisionSettings | None, seconds: float
+) -> Findings:
+    found = Findings()
     _compare_files(found, side, shards, seconds)
     wanted = dict(MDS_COLUMNS)
     if shards.features is not None:
@@ -122,43 +161,32 @@ def check_shards(
             f"{_columns(wanted)} are read",
             "write the shards with `python -m convert`",
         )
-    hash_kind = loader.dataset.validate_hash
+    hash_kind = config.loaders[side].dataset.validate_hash
     if hash_kind and hash_kind not in shards.hashes:
         found.fail(
             f"validate_hash: {hash_kind}, but the index of {shards.place} has "
             f"{', '.join(sorted(shards.hashes)) or 'no hashes'}",
             "set one of those, or null to check sizes only",
         )
-    batch = config.global_train_batch_size
-    if side == "train" and loader.drop_last and shards.samples < batch:
-        found.fail(
-            f"train_loader: {shards.samples} samples are fewer than one batch of {batch} "
-            "(global_train_batch_size)",
-            f"set {shards.samples} or less, or drop_last: false",
-        )
     return found
 
 
-def check_sides(config: TrainConfig, train: Shards, evaluation: Shards) -> Findings:
+def check_sides(train: Side, evaluation: Side) -> Findings:
     """See that the sets of training and of evaluation are two."""
     found = Findings()
-    assert config.eval_loader is not None
-    ours, theirs = config.train_loader.dataset, config.eval_loader.dataset
-    if train.index == evaluation.index:
+    for theirs in evaluation.values():
+        for ours in train.values():
+            if ours.index == theirs.index:
+                found.warn(
+                    f"train and eval read the same shards ({ours.place}, {theirs.place}): the "
+                    "evaluation says nothing of unseen samples",
+                    "point eval_loader at the other side of the conversion",
+                )
+    samples = [sum(shards.samples for shards in side.values()) for side in (train, evaluation)]
+    if not found and samples[0] < samples[1]:
         found.warn(
-            f"train and eval read the same shards ({train.place}, {evaluation.place}): the "
-            "evaluation says nothing of unseen samples",
-            "point eval_loader at the other side of the conversion",
-        )
-    elif evaluation.samples > train.samples:
-        found.warn(
-            f"eval has {evaluation.samples:,} samples and train {train.samples:,}",
+            f"eval has {samples[1]:,} samples and train {samples[0]:,}",
             "see whether the two were mixed up",
-        )
-    if ours.local == theirs.local and (ours.remote or theirs.remote):
-        found.fail(
-            f"train and eval have the same cache, {ours.local}",
-            "give eval_loader.dataset.local a folder of its own",
         )
     return found
 

@@ -21,6 +21,7 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vlm_composer.config.changes import differences
 from vlm_composer.training.checkpoint_file import (
     WEIGHTS,
     CheckpointError,
@@ -139,8 +140,9 @@ def check_data(state: State, checkpoint: CheckpointFile) -> None:
     saved, here = checkpoint.document["data"], _dataset(state).fingerprint
     if saved != here:
         raise CheckpointError(
-            f"{checkpoint.path} is of a run over other data: {saved}, this run's is {here}; use "
-            "the same data set, or load_path with load_weights_only: true"
+            f"{checkpoint.path} is of a run over other data: "
+            f"{', '.join(differences(saved, here))}; use the same, or load_path with "
+            "load_weights_only: true"
         )
 
 

@@ -149,7 +149,7 @@ def build_callbacks(
     if (report := wanted.speed_report) is not None:
         callbacks.append(
             SpeedReport(
-                report.full_epoch_samples or _num_samples(train),
+                report.full_epoch_samples or _epoch_size(train),
                 warmup_batches=report.warmup_batches,
                 interval=report.interval,
             )
@@ -157,10 +157,10 @@ def build_callbacks(
     return callbacks
 
 
-def _num_samples(train: DataSpec) -> int:
+def _epoch_size(train: DataSpec) -> int:
     dataset = getattr(train.dataloader, "dataset", None)
     assert isinstance(dataset, StreamingCaptions)
-    return dataset.num_samples
+    return dataset.epoch_size
 
 
 def _speed_monitor(config: SpeedMonitorConfig, vlm: VisionLanguageModel) -> SpeedMonitor:
