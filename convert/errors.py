@@ -10,6 +10,7 @@ class ConversionError(ValueError):
 class Reason(StrEnum):
     """Why an item is rejected: the field `reason` of a line in rejects.jsonl."""
 
+    NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"
     BAD_ID = "bad_id"
     BAD_IMAGE_FIELD = "bad_image_field"
@@ -42,3 +43,6 @@ class Rejected(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
+        return type(self), (self.reason, self.detail)  # else it could not come from a process
