@@ -2,16 +2,22 @@
 
 import argparse
 import sys
+from importlib import import_module
 
 from convert import ConversionError, convert_llava
 
+COMMANDS = ("inspect", "verify", "preview")
+"""Each in a module of its own with a `main`; everything else is the conversion."""
+
 
 def main() -> int:
-    """Converts as the command line says.
+    """Converts, or runs one of `COMMANDS`, as the command line says.
 
     Returns:
         The exit status: 0 when the data set is written, 1 when it is not, 130 when interrupted.
     """
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return int(import_module(f"convert.{sys.argv[1]}").main(sys.argv[2:]))
     args = _parser().parse_args()
     try:
         summary = convert_llava(
