@@ -19,6 +19,7 @@ from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
 INDEX = "index.json"
+QUALITY = "quality.json"
 JOURNAL = ".convert/"
 """Where a conversion that is under way, or was interrupted, keeps its place."""
 
@@ -92,7 +93,9 @@ class Written:
         if "://" not in place and not Path(place).is_dir():
             raise ConversionError(f"{place}: no such folder; give what --out was given")
         self.store: Store = open_store(place)
-        self.files = ride_out(self.store.sizes, f"list {place}", _PATIENCE)
+        sizes = ride_out(self.store.sizes, f"list {place}", _PATIENCE)
+        # Some stores list folders.
+        self.files = {name: size for name, size in sizes.items() if not name.endswith("/")}
         """Name and bytes of every file."""
         found = {
             SideFolder(match[1].rstrip("/"), side)
