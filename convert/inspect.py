@@ -101,7 +101,8 @@ def _sheet(pictures: Sequence[Picture]) -> Image.Image:
                 picture.image,
                 (
                     Text(picture.sample.record["answer"], lines=3),
-                    Text(picture.described, "#666666", lines=2),
+                    Text(picture.place, "#666666", lines=2),
+                    Text(picture.described, "#666666"),
                 ),
             )
             for picture in pictures

@@ -54,11 +54,17 @@ class Picture:
     """Why the image is none of the file's."""
 
     @property
+    def place(self) -> str:
+        """Where it is from."""
+        return f"{self.sample.shard.name}, sample {self.sample.number}"
+
+    @property
     def described(self) -> str:
-        """Where it is from, and what it is."""
-        what = self.fault or f"{self.size[0]} × {self.size[1]} pixels"
+        """What the image is."""
+        if self.fault:
+            return self.fault
         size = len(self.sample.record["image"]) / 1000
-        return f"{self.sample.shard.name}, sample {self.sample.number}: {what}, {size:.1f} kB"
+        return f"{self.size[0]} x {self.size[1]} pixels, {size:.1f} kB"
 
 
 def render_page(overview: Overview, pictures: Sequence[Picture]) -> str:
@@ -102,7 +108,8 @@ def _figure(picture: Picture) -> str:
         f'<figure><img alt="" src="{_data_uri(picture.image)}"><figcaption>'
         f'<p class="text" dir="auto">{_text(record["answer"])}</p>'
         f'<p class="small text" dir="auto">{_text(record["prompt"])}</p>'
-        f'<p class="small">{_text(record["id"])} · {_text(picture.described)}</p>'
+        f'<p class="small">{_text(record["id"])} · {_text(picture.place)} · '
+        f"{_text(picture.described)}</p>"
         "</figcaption></figure>"
     )
 
