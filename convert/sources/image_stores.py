@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from convert.errors import ConversionError, Reason, Rejected
+
+T = TypeVar("T")
+
+THREADS = 8
+"""Requests of a bucket at a time, in each process: fewer than boto3 keeps connections."""
+
+_WINDOW = 2 * THREADS
+"""Images that may wait for one before them."""
 
 
 class ImageStore(ABC):
@@ -38,16 +49,10 @@ class ImageStore(ABC):
     def read_many(self, names: Iterable[str | Rejected]) -> Iterator[bytes | Rejected]:
         """Several images in order; where there is no name, what stands in its place."""
         for name in names:
-            yield name if isinstance(name, Rejected) else self._read_or_reason(name)
+            yield name if isinstance(name, Rejected) else or_reason(partial(self.read, name))
 
     def close(self) -> None:  # noqa: B027 (most hold nothing open)
         """Closes what this process has open."""
-
-    def _read_or_reason(self, name: str) -> bytes | Rejected:
-        try:
-            return self.read(name)
-        except Rejected as rejected:
-            return rejected.with_traceback(None)
 
 
 class ImageFolder(ImageStore):
@@ -66,7 +71,8 @@ class ImageFolder(ImageStore):
     def check(self) -> None:
         if not os.path.isdir(self._root):
             raise ConversionError(
-                f"{self._given}: no such folder; the images root holds 00000/, 00001/, …"
+                f"{self._given}: no such folder, and no zip or tar; a folder of images holds "
+                "00000/, 00001/, …"
             )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -102,6 +108,40 @@ def image_name(fields: object) -> str | Rejected:
     return Rejected(Reason.BAD_IMAGE_FIELD, "the item names no image")
 
 
-def open_images(images: str, max_image_bytes: int) -> ImageStore:
-    """The store of a kind that `images` is."""
-    return ImageFolder(images, max_image_bytes)
+def or_reason(read: Callable[[], bytes]) -> bytes | Rejected:
+    """What `read` returns, or the reason why not."""
+    try:
+        return read()
+    except Rejected as rejected:
+        return rejected.with_traceback(None)
+
+
+def in_window(
+    threads: ThreadPoolExecutor, read: Callable[[T], bytes], names: Iterable[T | Rejected]
+) -> Iterator[bytes | Rejected]:
+    """Reads several images at a time, and gives them in order.
+
+    Args:
+        threads: Who reads.
+        read: Reads one; a `Rejected` that it raises stands in its place.
+        names: What `read` is given; a `Rejected` among them is passed on.
+    """
+    window: deque[Future[bytes | Rejected] | Rejected] = deque()
+    try:
+        for name in names:
+            if isinstance(name, Rejected):
+                window.append(name)
+            else:
+                window.append(threads.submit(or_reason, partial(read, name)))
+            if len(window) == _WINDOW:
+                yield _outcome(window.popleft())
+        while window:
+            yield _outcome(window.popleft())
+    finally:
+        for left in window:
+            if not isinstance(left, Rejected):
+                left.cancel()
+
+
+def _outcome(waiting: Future[bytes | Rejected] | Rejected) -> bytes | Rejected:
+    return waiting if isinstance(waiting, Rejected) else waiting.result()

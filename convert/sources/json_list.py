@@ -75,7 +75,8 @@ class _Window:
         if isinstance(error, UnicodeDecodeError):
             return f"{error.reason} at byte {self._bytes_read + error.start}"
         if isinstance(error, json.JSONDecodeError):
-            return f"{error.msg.removesuffix(' at')} at byte {self.offset + self._num_bytes(error.pos)}"
+            place = self.offset + self._num_bytes(error.pos)
+            return f"{error.msg.removesuffix(' at')} at byte {place}"
         return f"{error} after byte {self.offset}"
 
     def _num_bytes(self, at: int) -> int:
@@ -145,7 +146,7 @@ def item_spans(file: BinaryIO, path: str) -> Iterator[tuple[int, int]]:
 def _kind(window: _Window) -> str:
     """The type of a value that is not a list. A large one is not read to its end for that."""
     text = window.text[window.at :]
-    if len(text) >= _CHUNK_BYTES // 4 and text[0] == "{":
+    if len(text) >= _CHUNK_BYTES // 4 and text.startswith("{"):
         return "dict"
     try:
         return type(json.loads(text)).__name__

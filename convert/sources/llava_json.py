@@ -10,7 +10,8 @@ from typing import Any
 
 from convert.errors import ConversionError, Rejected
 from convert.sources.files import InputFile, stamp
-from convert.sources.image_stores import ImageStore, image_name, open_images
+from convert.sources.image_places import open_images
+from convert.sources.image_stores import ImageStore, image_name
 from convert.sources.json_lines import decode_line, lines
 from convert.sources.json_list import decode_items, item_spans
 from convert.sources.source import PIECE_ITEMS, Item, Piece
@@ -25,8 +26,8 @@ class LlavaJson:
     """Items `{"id", "image", "conversations"}` in one file, and their images in another place.
 
     Args:
-        json_path: A file that holds one JSON list, or, named .jsonl, one item a line.
-        images: What the items' `image` paths start from.
+        json_path: A file or an object that holds one JSON list, or, named .jsonl, one item a line.
+        images: What the items' `image` paths start from: see `open_images`.
         max_image_bytes: Larger images are rejected without being read.
         name: What it is called among several sources.
     """

@@ -1,6 +1,7 @@
 """Builds LLaVA data sets out of real images, good and bad, and converts them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -111,3 +112,17 @@ class Pairs:
 def pairs(tmp_path: Path) -> Pairs:
     """An empty data set under construction."""
     return Pairs(tmp_path)
+
+
+@pytest.fixture
+def put_in_bucket() -> Callable[[Path, str], None]:
+    """Copies all files below a folder to a URL."""
+    from vlm_composer.storage import open_store
+
+    def put(folder: Path, url: str) -> None:
+        store = open_store(url)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                store.put(path, path.relative_to(folder).as_posix())
+
+    return put
