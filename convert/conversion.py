@@ -28,6 +28,9 @@ CONVERTER = 1
 """Goes up when the same sources and settings would give other shards: a run begun before is then
 refused."""
 
+SHARD_BYTES = 1 << 26
+"""Of a shard, at most; what is larger cannot be a sample."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -41,7 +44,7 @@ def convert_llava(
     seed: int = 17,
     max_reject_ratio: float = 0.01,
     overwrite: bool = False,
-    size_limit: int = 1 << 26,
+    size_limit: int = SHARD_BYTES,
     show_progress: bool = True,
     **more: Any,
 ) -> Summary:
@@ -94,7 +97,7 @@ def convert_pairs(
     max_reject_ratio: float = 0.01,
     drop_duplicates: bool = False,
     overwrite: bool = False,
-    size_limit: int = 1 << 26,
+    size_limit: int = SHARD_BYTES,
     workers: int = 1,
     engine: Engine | None = None,
     show_progress: bool = True,

@@ -159,7 +159,8 @@ class Folder(Destination):
         self.folder = self.staging.parents[1]
 
     def lock(self) -> None:
-        (self.folder / JOURNAL).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / JOURNAL).mkdir(exist_ok=True)
         self._lock = lock_destination(self.folder / JOURNAL / "lock", self.out)
         shutil.rmtree(self.staging, ignore_errors=True)  # of a killed run
 

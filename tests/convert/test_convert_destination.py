@@ -197,7 +197,7 @@ class TestS3:
                 *(f"some/prefix/{name}" for name in ("quality.json", "rejects.jsonl", "summary.json")),
                 *(f"some/prefix/{side}/index.json" for side in ("train", "eval")),
                 *(
-                    f"some/prefix/{side}/shard.{number:05}.mds"
+                    f"some/prefix/{side}/shard.00000.{number:05}.mds"
                     for side, count in summary.shards.items()
                     for number in range(count)
                 ),
