@@ -7,6 +7,11 @@ class ConversionError(ValueError):
     """The run cannot go on, for a reason that its caller can mend. The message says how."""
 
 
+class NoDataSet(ConversionError):
+    """The run came to its end, and that is no data set: of what it wrote only the list of rejects
+    is worth keeping."""
+
+
 class Reason(StrEnum):
     """Why an item is rejected: the field `reason` of a line in rejects.jsonl."""
 
@@ -29,6 +34,8 @@ class Reason(StrEnum):
     BROKEN_IMAGE = "broken_image"
     BAD_DIMENSIONS = "bad_dimensions"
     TOO_LARGE = "too_large"
+    DUPLICATE = "duplicate"
+    """Left out on request, for which it is in rejects.jsonl; it is none of the rejects."""
 
 
 class Rejected(Exception):

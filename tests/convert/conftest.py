@@ -14,12 +14,12 @@ from convert import Summary, convert_llava
 
 
 def jpeg(number: int = 0, width: int = 32, height: int = 24) -> bytes:
-    """A JPEG whose colours depend on `number`."""
+    """A JPEG whose colours depend on `number`, and whose bytes no other number has."""
     image = Image.radial_gradient("L").resize((width, height))
     colours = ((number * 37) % 256, (number * 101) % 256, (number * 197) % 256)
     image = Image.merge("RGB", [image.point(lambda v, c=c: (v + c) % 256) for c in colours])
     buffer = BytesIO()
-    image.save(buffer, "JPEG")
+    image.save(buffer, "JPEG", comment=str(number))
     return buffer.getvalue()
 
 
