@@ -19,6 +19,7 @@ from convert.sources import LlavaJson, Parquet
 from source_items import (
     LIMIT,
     check_pieces_are_independent,
+    contents_of,
     items_of,
     outcome,
     outcomes_of,
@@ -62,7 +63,7 @@ def test_the_same_items_as_from_json(pairs: Any, rows_of_a_group: int) -> None:
     (folder / "README.md").write_text("no rows")
     from_json = LlavaJson(pairs.write_json(), pairs.images, LIMIT)
     source = Parquet(str(folder), LIMIT)
-    assert items_of(source) == items_of(from_json)
+    assert contents_of(source) == contents_of(from_json)
     counts = [piece.count for piece in pieces_of(source)]
     assert sum(counts) == 600
     assert counts == {7: [7] * 41 + [3] + [7] * 44 + [2], 100: [100, 100, 90, 100, 100, 100, 10],
