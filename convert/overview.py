@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from convert.destination import SUMMARY
+from convert.destination import QUALITY, SUMMARY
 from convert.errors import ConversionError
 from convert.images import FORMATS
 from convert.quality import Statistics
 from convert.split import Side
-from convert.written import INDEX, QUALITY, IndexFaultError, Shard, SideFolder, Written, places
+from convert.written import INDEX, IndexFaultError, Shard, SideFolder, Written, places
 from vlm_composer.data.schema import Record
 
 LOOKED_AT = 500

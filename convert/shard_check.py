@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from convert.engine import Tell
 from convert.errors import Rejected
 from convert.images import check_image
 from convert.written import Shard, decoder
@@ -133,12 +134,15 @@ class HeldOut:
             yield int(index), f"{shard}, sample {sample}"
 
 
-def check_shard(task: ShardTask) -> ShardReport:
+def check_shard(task: ShardTask, tell: Tell) -> ShardReport:
     """Checks a shard's size and hashes, and reads and decodes all that it holds.
+
+    It is for an `Engine`, and has nothing to tell before it is done.
 
     Raises:
         StoreError: If the store, or the local disk, cannot be used.
     """
+    del tell
     report = ShardReport(task)
     with _local_file(task) as path:
         size = path.stat().st_size

@@ -9,29 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    as_completed,
-    wait,
-)
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from convert.destination import REJECTS, SUMMARY
+from convert.destination import JOURNAL, REJECTS, SUMMARY
+from convert.engine import LocalEngine
 from convert.errors import ConversionError
 from convert.shard_check import HeldOut, ShardReport, ShardTask, check_shard
 from convert.split import SIDES, Side
+from convert.staging import Scratch
 from convert.written import (
     INDEX,
-    JOURNAL,
     IndexFaultError,
     Shard,
     SideFolder,
@@ -82,59 +75,25 @@ def verify_data_set(
         ConversionError: If there is no data set of images, or `workers` is below 1.
         StoreError: If the store, or the local disk, cannot be used.
     """
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise ConversionError(f"--workers is {workers}: give at least 1")
+    engine = LocalEngine(len(os.sched_getaffinity(0)) if workers is None else workers)
     written = Written(os.fspath(place))
-    with (
-        tempfile.TemporaryDirectory(prefix="verify-") as staging,
-        closing(_Progress(on_fault, show_progress)) as progress,
-    ):
+    with closing(Scratch()) as scratch, closing(_Progress(on_fault, show_progress)) as progress:
         indexed = _read_index_files(written, progress)
         found = _count(indexed)
-        _check_summary(written, found, progress)
+        _check_summary(written, indexed, progress)
         present = _check_names(written, indexed, progress)
         progress.start(sum(found.samples.values()))
-        reports = _check_shards(written.place, present["eval"], staging, None, workers)
-        held_out = [progress.shard(report) for report in reports]
+        staging = str(scratch.folder)
+        tasks = [ShardTask(written.place, shard, staging) for shard in present["eval"]]
+        held_out = [progress.shard(report) for _, report in engine.map(check_shard, tasks)]
         if held_out:
-            HeldOut.save(held_out, Path(staging))
+            HeldOut.save(held_out, scratch.folder)
         lookup = staging if held_out else None
-        for report in _check_shards(written.place, present["train"], staging, lookup, workers):
+        tasks = [ShardTask(written.place, shard, staging, lookup) for shard in present["train"]]
+        for _, report in engine.map(check_shard, tasks):
             progress.shard(report)
         found.faults = progress.faults
     return found
-
-
-def _check_shards(
-    place: str, shards: list[Shard], staging: str, held_out: str | None, workers: int
-) -> Iterator[ShardReport]:
-    """Checks shards side by side, and gives what is found as it is."""
-    tasks = [ShardTask(place, shard, staging, held_out) for shard in shards]
-    if workers == 1 or len(tasks) < 2:
-        yield from map(check_shard, tasks)
-        return
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["convert.shard_check", "streaming"])  # seconds, once
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_die_with_parent
-    ) as pool:
-        try:
-            waiting: set[Future[ShardReport]] = set()
-            for task in tasks:
-                waiting.add(pool.submit(check_shard, task))
-                if len(waiting) == 2 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in as_completed(waiting))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _die_with_parent() -> None:
-    from vlm_composer.data.leftovers import die_with_parent  # of a process that has torch anyway
-
-    die_with_parent()
 
 
 class _Progress:
@@ -175,10 +134,15 @@ class _Progress:
         self._bar.close()
 
 
-def _count(indexed: dict[SideFolder, list[Shard]]) -> Verification:
-    """What the index files say."""
+def _count(indexed: Mapping[SideFolder, list[Shard]], source: str | None = None) -> Verification:
+    """What the index files say, of all sources or of one."""
     shards = {
-        side: [s for folder, found in indexed.items() if folder.side == side for s in found]
+        side: [
+            shard
+            for folder, found in indexed.items()
+            if folder.side == side and source in (None, folder.source)
+            for shard in found
+        ]
         for side in SIDES
     }
     return Verification(
@@ -217,12 +181,14 @@ def _check_names(
         for name in written.files:
             if name.startswith(f"{folder.path}/") and name not in names:
                 progress.fault(f"{name}: stray: the index does not name it")
-    if any(name.startswith(JOURNAL) for name in written.files):
-        progress.fault(f"{JOURNAL}: the conversion did not finish: run the same command again")
+    if any(name.startswith(f"{JOURNAL}/") for name in written.files):
+        progress.fault(f"{JOURNAL}/: the conversion did not finish: run the same command again")
     return present
 
 
-def _check_summary(written: Written, found: Verification, progress: _Progress) -> None:
+def _check_summary(
+    written: Written, indexed: dict[SideFolder, list[Shard]], progress: _Progress
+) -> None:
     """Compares the summary's numbers with those of the index files and of the rejects."""
     try:
         summary = written.read_json(SUMMARY)
@@ -232,20 +198,37 @@ def _check_summary(written: Written, found: Verification, progress: _Progress) -
     if summary is None:
         progress.fault(f"{SUMMARY}: missing: the conversion did not finish")
         return
-    counted = {str(side): n for side, n in found.samples.items()} | {
-        "shards": found.shards,
-        "bytes": found.bytes,
-    }
-    for key, number in counted.items():
-        if summary.get(key) != number:
-            progress.fault(
-                f"{SUMMARY}: {key} is {summary.get(key)!r}, and the index files say {number!r}"
+    told, named = summary.get("sources"), {folder.source for folder in indexed} - {""}
+    told = told if isinstance(told, dict) else {}
+    for fault in (
+        *_differences("", summary, _count(indexed)),
+        *(
+            difference
+            for name in sorted(named | told.keys())
+            for difference in _differences(
+                f"sources.{name}.", told.get(name), _count(indexed, name)
             )
-    rejects, said = written.num_rejects(), summary.get("rejected")
+        ),
+    ):
+        progress.fault(f"{SUMMARY}: {fault}")
+    rejects = written.num_rejects()
+    left_out = [summary.get(key, 0) for key in ("rejected", "duplicates")]
     if rejects is None:
         progress.fault(f"{REJECTS}: missing")
-    elif rejects != said:
-        progress.fault(f"{SUMMARY}: rejected is {said!r}, and {REJECTS} has {rejects} lines")
+    elif not all(isinstance(n, int) for n in left_out) or rejects != sum(left_out):
+        progress.fault(
+            f"{SUMMARY}: {left_out[0]!r} rejected and {left_out[1]!r} duplicates, and {REJECTS} "
+            f"has {rejects} lines"
+        )
+
+
+def _differences(before: str, told: Any, found: Verification) -> Iterator[str]:
+    """Where a summary's numbers are not those of the index files."""
+    told = told if isinstance(told, dict) else {}
+    counted = {str(side): count for side, count in found.samples.items()}
+    for key, number in (counted | {"shards": found.shards, "bytes": found.bytes}).items():
+        if told.get(key) != number:
+            yield f"{before}{key} is {told.get(key)!r}, and the index files say {number!r}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from convert.destination import REJECTS, SUMMARY
+from convert.destination import JOURNAL, REJECTS, SUMMARY
 from convert.errors import ConversionError
 from convert.split import SIDES, Side
 from convert.writer import HASHES
@@ -19,10 +19,6 @@ from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
 INDEX = "index.json"
-QUALITY = "quality.json"
-JOURNAL = ".convert/"
-"""Where a conversion that is under way, or was interrupted, keeps its place."""
-
 _FEATURES = "features.json"
 _IN_A_SIDE = re.compile(r"((?:[^/]+/)?)(train|eval)/(.+)")
 _PATIENCE = 60.0
@@ -102,7 +98,7 @@ class Written:
             for name in self.files
             if (match := _IN_A_SIDE.fullmatch(name))
             for side in SIDES
-            if match[2] == side and not match[1].startswith(JOURNAL)
+            if match[2] == side and not match[1].startswith(f"{JOURNAL}/")
         }
         self.sides = sorted(found, key=lambda f: (f.source, SIDES.index(f.side)))
         """Sides of which there are files, by source, train before eval."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from convert import Summary, convert_llava
+from convert import Summary, convert_llava, convert_pairs
+from convert.sources import LlavaJson
 
 
 def jpeg(number: int = 0, width: int = 32, height: int = 24) -> bytes:
@@ -126,3 +127,16 @@ def put_in_bucket() -> Callable[[Path, str], None]:
                 store.put(path, path.relative_to(folder).as_posix())
 
     return put
+
+
+@pytest.fixture
+def two_sources(pairs: Pairs) -> Pairs:
+    """A data set of two sources, `first` and `second`, of 16 and 24 samples in small shards."""
+    pairs.add(40)
+    sources = []
+    for name, items in (("first", pairs.items[:16]), ("second", pairs.items[16:])):
+        path = pairs.folder / f"{name}.json"
+        path.write_text(json.dumps(items))
+        sources.append(LlavaJson(path, pairs.images, 1 << 12, name))
+    convert_pairs(sources, pairs.out, eval_ratio=0.25, size_limit=1 << 12, show_progress=False)
+    return pairs

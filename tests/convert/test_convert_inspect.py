@@ -118,7 +118,7 @@ def test_what_a_terminal_would_obey_is_shown(
 
 
 def test_numbers_of_a_sample_where_there_are_no_others(written: Any, tmp_path: Path) -> None:
-    (written.out / "quality.json").unlink(missing_ok=True)
+    (written.out / "quality.json").unlink()
     overview = inspect_data_set(written.out, out=tmp_path).overview
     assert overview.basis == "24 random samples of train; there is no quality.json"
     assert table(overview.tables, "Answers, in words") == {"3": 24}
@@ -152,27 +152,36 @@ def test_every_sample_can_be_picked(written: Any) -> None:
         assert [sample.record for sample in picked] == written.read(side)
 
 
-def test_several_sources(pairs: Any, tmp_path: Path) -> None:
+def test_several_sources(two_sources: Any, tmp_path: Path) -> None:
+    out = two_sources.out
+    overview = inspect_data_set(out, side="eval", samples=2, out=tmp_path / "look").overview
+    counted = {count.folder.path: count.samples for count in overview.counts}
+    assert [*counted] == ["first/train", "first/eval", "second/train", "second/eval"]
+    assert counted["first/train"] + counted["first/eval"] == 16
+    assert counted["second/train"] + counted["second/eval"] == 24
+    texts = page_of(tmp_path / "look").texts
     for name in ("first", "second"):
-        pairs.add(10)
-        pairs.convert(pairs.out / name, **SMALL)
-    overview = inspect_data_set(pairs.out, side="eval", samples=2, out=tmp_path).overview
-    assert [(count.folder.path, count.samples) for count in overview.counts] == [
-        ("first/train", 8),
-        ("first/eval", 2),
-        ("second/train", 16),
-        ("second/eval", 4),
-    ]
-    page = page_of(tmp_path)
-    assert page.tags.count("figure") == 4
-    assert any("first/eval/shard." in text for text in page.texts)
-    assert any("second/eval/shard." in text for text in page.texts)
+        assert sum(f"{name}/eval/shard." in text for text in texts) == min(
+            2, counted[f"{name}/eval"]
+        )
+
+
+def test_numbers_of_the_conversion(written: Any, tmp_path: Path) -> None:
+    overview = inspect_data_set(written.out, out=tmp_path).overview
+    assert overview.basis == "all samples, as quality.json has them"
+    assert table(overview.tables, "Answers, in words") == {"3": 30}
+    assert table(overview.tables, "Images, width in pixels") == {"32 to 63": 30}
+    assert table(overview.tables, "Images, format") == {"JPEG": 30}
+    prompts = table(overview.tables, "Prompts")
+    assert len(prompts) == 21
+    assert prompts["… and others"] == 10
+    assert {*table(overview.tables, "To look at").values()} == {0}
 
 
 def test_a_broken_image_is_grey(written: Any, tmp_path: Path) -> None:
     for path in (written.out / "train").glob("*.mds"):
         path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xff\xff"))
-    (written.out / "quality.json").unlink(missing_ok=True)
+    (written.out / "quality.json").unlink()
     report = inspect_data_set(written.out, samples=3, out=tmp_path)
     assert report.overview.basis.endswith("; 24 more have broken images")
     assert sum("not_an_image" in text for text in page_of(tmp_path).texts) == 3

@@ -165,10 +165,11 @@ def test_images_on_both_sides(written: Any) -> None:
         samples[20]["image"] = held_out[0]["image"]
 
     rewrite(written, "train", leak)
+    names = [path.name for path in shard_paths(written.out, "eval")]
     lines = faults_of(written.out)
     assert [line.split(": ", 1)[1] for line in lines] == [
-        "its image is held out as well: eval/shard.00001.mds, sample 1",
-        "its image is held out as well: eval/shard.00000.mds, sample 0",
+        f"its image is held out as well: eval/{names[1]}, sample 1",
+        f"its image is held out as well: eval/{names[0]}, sample 0",
     ]
     assert lines[0].startswith("train/shard.00002.mds, sample 1: ")
 
@@ -181,7 +182,7 @@ def test_numbers_that_disagree(written: Any) -> None:
     train, size, rejected = faults_of(written.out)
     assert train == "summary.json: train is 25, and the index files say 24"
     assert size.startswith("summary.json: bytes is 1, and the index files say ")
-    assert rejected == "summary.json: rejected is 2, and rejects.jsonl has 0 lines"
+    assert rejected == ("summary.json: 2 rejected and 0 duplicates, and rejects.jsonl has 0 lines")
 
 
 def test_files_that_are_missing_or_stray(written: Any) -> None:
@@ -237,23 +238,16 @@ def test_a_shard_full_of_faults_is_told_in_brief(pairs: Any) -> None:
     assert found.faults == MAX_FAULTS + 20 + (len(lines) - len(in_shard))
 
 
-def test_several_sources(pairs: Any) -> None:
-    pairs.add(10)
-    for name in ("first", "second"):
-        pairs.convert(pairs.out / name, **SMALL)
-    total = {"train": 16, "eval": 4, "rejected": 0, "shards": {"train": 6, "eval": 2}}
-    total["bytes"] = sum(path.stat().st_size for path in pairs.out.rglob("*.mds"))
-    for name in ("first", "second"):
-        for file in ("summary.json", "rejects.jsonl"):
-            (pairs.out / name / file).unlink()
-    (pairs.out / "summary.json").write_text(json.dumps(total))
-    (pairs.out / "rejects.jsonl").write_text("")
-    assert faults_of(pairs.out) == []
-    # The second's train side has the first's held out images: all one data set.
-    shutil.rmtree(pairs.out / "second" / "eval")
-    shutil.move(pairs.out / "second" / "train", pairs.out / "second" / "eval")
-    lines = faults_of(pairs.out)
-    assert sum(": its image is held out as well: second/eval/" in line for line in lines) == 8
+def test_several_sources(two_sources: Any) -> None:
+    out = two_sources.out
+    assert faults_of(out) == []
+    edit(out / "summary.json", lambda summary: summary["sources"]["second"].update(eval=99))
+    assert faults_of(out)[0].startswith("summary.json: sources.second.eval is 99, and the index ")
+    shutil.rmtree(out / "second" / "eval")
+    shutil.copytree(out / "first" / "train", out / "second" / "eval")
+    lines = faults_of(out)
+    samples = json.loads((out / "summary.json").read_text())["sources"]["first"]["train"]
+    assert sum(": its image is held out as well: second/eval/" in line for line in lines) == samples
 
 
 def test_processes_side_by_side_find_the_same(written: Any) -> None:
@@ -297,11 +291,12 @@ def test_a_bucket(pairs: Any, s3_server: Any, tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setattr("tempfile.tempdir", str(staging))
     assert faults_of(url) == []
     client, bucket = s3_server.client(), url.split("/")[2]
-    client.put_object(Bucket=bucket, Key="prefix/train/shard.00001.mds", Body=b"not a shard")
-    client.delete_object(Bucket=bucket, Key="prefix/eval/shard.00000.mds")
+    shards = [key for key in s3_server.keys(bucket) if key.endswith(".mds")]
+    client.put_object(Bucket=bucket, Key=shards[-1], Body=b"not a shard")
+    client.delete_object(Bucket=bucket, Key=shards[0])
     missing, small = faults_of(url)
-    assert missing == "eval/shard.00000.mds: missing, with its 3 samples"
-    assert small.startswith("train/shard.00001.mds: 11 bytes, and the index says ")
+    assert f"prefix/{missing}" == f"{shards[0]}: missing, with its 3 samples"
+    assert f"prefix/{small}".startswith(f"{shards[-1]}: 11 bytes, and the index says ")
     assert list(staging.iterdir()) == []  # nothing is left behind
 
 
