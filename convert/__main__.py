@@ -7,11 +7,11 @@ import dataclasses
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from convert import ConversionError, convert_pairs
 from convert.conversion import SHARD_BYTES
-from convert.sources.opening import SourceSpec, open_source, read_sources_yaml
+from convert.source_options import add_source_options, specs_of
+from convert.sources.opening import SourceSpec, open_source
 
 COMMANDS = ("inspect", "verify", "preview")
 """Each in a module of its own with a `main`; everything else is the conversion."""
@@ -27,7 +27,7 @@ def main() -> int:
         return int(import_module(f"convert.{sys.argv[1]}").main(sys.argv[2:]))
     args = _parser().parse_args()
     try:
-        specs = _specs(args)
+        specs = specs_of(args)
         summary = convert_pairs(
             [open_source(spec, SHARD_BYTES) for spec in specs],
             args.out,
@@ -58,16 +58,6 @@ def main() -> int:
     return 0
 
 
-def _specs(args: argparse.Namespace) -> list[SourceSpec]:
-    given = {kind: getattr(args, kind) for kind in ("json", "images", "parquet", "webdataset")}
-    if args.sources is None:
-        return [SourceSpec(**given)]
-    for option, value in given.items():
-        if value is not None:
-            raise ConversionError(f"--{option} has no use with --sources: name it in the file")
-    return read_sources_yaml(Path(args.sources))
-
-
 def _given(spec: SourceSpec) -> dict[str, str]:
     return {name: value for name, value in dataclasses.asdict(spec).items() if value}
 
@@ -77,13 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m convert",
         description="Convert images and what is said about them to MDS shards (train and eval).",
     )
-    source = parser.add_argument_group("where the pairs are (one of these)")
-    add = source.add_argument
-    add("--json", metavar="FILE", help="LLaVA JSON (a list of items) or .jsonl; needs --images")
-    add("--parquet", metavar="FILES", help="Parquet file, folder, glob or URL")
-    add("--webdataset", metavar="FILES", help="tar file, folder, glob or URL")
-    add("--sources", metavar="FILE", help="YAML list of sources: name, and one of the above")
-    add("--images", metavar="PLACE", help="folder, zip, tar or URL that image paths are in")
+    add_source_options(parser)
     add = parser.add_argument
     add("--out", required=True, metavar="DEST", help="folder, or s3://, gs:// or azure:// URL")
     add(

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from convert.conversion import SHARD_BYTES
 from convert.errors import ConversionError, Rejected
 from convert.plain_text import plain
 from convert.record import read_record
-from convert.sources.opening import SourceSpec, open_source, read_sources_yaml
+from convert.source_options import add_source_options, specs_of
+from convert.sources.opening import SourceSpec, open_source
 from convert.sources.source import Item, Source
 from convert.token_view import TokenView, draw_tokens
 from vlm_composer.assembly import assemble_template, vision_settings
 from vlm_composer.config import TrainConfig
 
 DEFAULT_YAML = Path("yamls/stage1.yaml")
-_MAX_IMAGE_BYTES = 1 << 26  # as a conversion with shards of the default size
-
 _MOST_FILES = 4
 """Of a source that items are picked from: to list the items of a tar takes its whole length."""
 
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if previewer.image_note:
             print(previewer.image_note, file=sys.stderr)
         for spec in specs:
-            with closing(open_source(spec, _MAX_IMAGE_BYTES)) as source:
+            with closing(open_source(spec, SHARD_BYTES)) as source:
                 picked, total = pick_items(source, options.count, options.seed)
                 of = f" of {spec.name}" if spec.name else ""
                 print(f"{len(picked)} of {total:,} items{of}, picked at random")
@@ -181,18 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _specs(options: argparse.Namespace) -> list[SourceSpec]:
-    if options.sources is not None:
-        return read_sources_yaml(options.sources)
-    if options.positional_json is not None and options.json is not None:
-        raise ConversionError(f"give one JSON, not {options.positional_json} and {options.json}")
-    return [
-        SourceSpec(
-            json=options.json or options.positional_json,
-            images=options.images,
-            parquet=options.parquet,
-            webdataset=options.webdataset,
-        )
-    ]
+    if options.positional_json is not None:
+        if options.json is not None:
+            raise ConversionError(
+                f"give one JSON, not {options.positional_json} and {options.json}"
+            )
+        options.json = options.positional_json
+    return specs_of(options)
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:
@@ -213,11 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("positional_json", nargs="?", metavar="JSON", help="the same as --json")
-    add("--json", metavar="FILE", help="LLaVA JSON or JSON Lines")
-    add("--images", metavar="PLACE", help="folder, zip, tar or bucket of the items' images")
-    add("--parquet", metavar="FILES", help="file, folder, glob or URL")
-    add("--webdataset", metavar="TARS", help="file, folder, glob or URL")
-    add("--sources", metavar="YAML", help="several of these, as for the conversion")
+    add_source_options(parser)
     add("--yaml", metavar="YAML", help=f"the training yaml (default: {DEFAULT_YAML})")
     add("--tokenizer", metavar="NAME", help="folder or hub id, in place of the yaml's")
     add(

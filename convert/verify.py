@@ -57,9 +57,9 @@ def verify_data_set(
 ) -> Verification:
     """Checks a data set, to its last byte.
 
-    The eval side is checked first: of each of its images 32 bytes are kept, in this process and on
-    the local disk, to be looked up from the train side. Of a bucket, each worker has one shard at
-    a time on the local disk (under TMPDIR).
+    The eval side is checked first: of each of its images 32 bytes are kept on the local disk (and
+    in this process, until they are sorted), to be looked up from the train side. Of a bucket, each
+    worker has one shard at a time on the local disk. Both are under TMPDIR.
 
     Args:
         place: A folder, or s3://bucket/prefix, gs://bucket/prefix or azure://container/prefix; of
