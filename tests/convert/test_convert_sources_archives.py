@@ -18,6 +18,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from convert import ConversionError
+from convert.errors import Reason, Rejected
+from convert.sources import LlavaJson
+from convert.sources.archive_images import ArchiveImages
+from convert.sources.image_places import open_images
 from source_items import (
     LIMIT,
     add_to_tar,
@@ -28,12 +34,6 @@ from source_items import (
     tar_of,
     zip_of,
 )
-
-from convert import ConversionError
-from convert.errors import Reason, Rejected
-from convert.sources import LlavaJson
-from convert.sources.archive_images import ArchiveImages
-from convert.sources.image_places import open_images
 
 PLACES = {
     "stored zip": lambda files, folder: zip_of(files, folder / "images.zip"),
