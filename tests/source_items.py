@@ -35,6 +35,11 @@ def items_of(source: Source) -> list[Item]:
     return items
 
 
+def contents_of(source: Source) -> list[Any]:
+    """The fields and the image of all items, wherever pieces begin."""
+    return [(item.fields, item.image) for item in items_of(source)]
+
+
 def outcome(item: Item) -> Record | tuple[str, str]:
     """Its record, or the reason and the detail of its rejection."""
     try:

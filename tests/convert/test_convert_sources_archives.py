@@ -18,6 +18,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from convert import ConversionError
+from convert.errors import Reason, Rejected
+from convert.sources import LlavaJson
+from convert.sources.archive_images import ArchiveImages
+from convert.sources.image_places import open_images
 from source_items import (
     LIMIT,
     add_to_tar,
@@ -28,12 +34,6 @@ from source_items import (
     tar_of,
     zip_of,
 )
-
-from convert import ConversionError
-from convert.errors import Reason, Rejected
-from convert.sources import LlavaJson
-from convert.sources.archive_images import ArchiveImages
-from convert.sources.image_places import open_images
 
 PLACES = {
     "stored zip": lambda files, folder: zip_of(files, folder / "images.zip"),
@@ -147,6 +147,13 @@ def test_names_outside_of_ascii(pairs: Any) -> None:
         place = open_images(str(pairs.folder / name), LIMIT)
         assert [place.read(name) for name in names] == list(files.values())
         place.close()
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(pairs: Any) -> None:
+    inner = zip_of({"b": b"2"}, pairs.folder / "inner.zip").read_bytes()
+    place = ArchiveImages(str(tar_of({"a": b"1", "b.zip": inner}, pairs.folder / "i.tar")), LIMIT)
+    assert place.read("a") == b"1"
+    place.close()
 
 
 def test_links_in_a_tar(pairs: Any) -> None:
