@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from itertools import chain, islice
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 Tell = Callable[[Any], None]
 """Takes a message about a task that is under way."""
 
-_PRELOADED = ["convert.conversion", "vlm_composer.data.leftovers", "streaming"]
+_PRELOADED = ["convert.conversion", "streaming"]
 """Imported once, by the server that workers are forked from: streaming imports torch, which takes
 seconds."""
 
@@ -164,13 +165,23 @@ class _Worker:
         )
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as the one that it works for has ended, even amid a task.
+
+    The kernel's signal for that (`leftovers.die_with_parent`) would come from the server, which
+    itself lives as long as any worker does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _work(
     connection: Connection, function: Callable[[Any, Tell], Any], environ: dict[str, str]
 ) -> None:
     """What a worker process does: one task after another, until nobody is there to send more."""
-    from vlm_composer.data.leftovers import die_with_parent  # takes seconds where not preloaded
-
-    die_with_parent()  # the server, which ends with the process that it serves
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and one is to answer
     os.environ.update(environ)  # the server has that of the time when it started
     try:

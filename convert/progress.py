@@ -91,8 +91,9 @@ class Progress:
 
     def skip(self, items: int) -> None:
         """Take items as done that an earlier run has done: they are no part of the rate."""
-        self._bar.initial += items
-        self._bar.update(items)
+        if not self._bar.disable:
+            self._bar.initial += items
+            self._bar.update(items)
 
     def hear(self, update: Update) -> None:
         """Note what a task tells."""

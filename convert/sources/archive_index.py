@@ -109,14 +109,16 @@ def write_index(location: str, path: Path) -> None:
 
 
 class ArchiveIndex:
-    """What `write_index` has written. It belongs to one thread.
+    """What `write_index` has written. One thread at a time may use it.
 
     Args:
         path: The table.
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
+        self._table = sqlite3.connect(
+            f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False
+        )
         (self._top,) = self._table.execute("SELECT name FROM top").fetchone()
 
     def find(self, name: str) -> Entry:
@@ -155,7 +157,8 @@ def _entries(location: str) -> Iterator[Entry]:
                 f"{location} is compressed by {compression}: images are looked up in it, so unpack "
                 f"it once, to a tar (with gunzip, bunzip2, unxz or unzstd) or to a folder"
             )
-        if zipfile.is_zipfile(file):
+        is_tar = file.read(512)[257:262] == b"ustar"  # whose last member may be a zip
+        if not is_tar and zipfile.is_zipfile(file):
             yield from _zip_entries(_open_zip(file, location))
         else:
             file.seek(0)

@@ -67,8 +67,13 @@ class Pairs:
         path.write_bytes(data)
 
     def write_json(self) -> Path:
-        """Writes the items. Lone surrogates become escapes, as they are in the wild."""
-        self.json_path.write_text(json.dumps(self.items))
+        """Writes the items. Lone surrogates become escapes, as they are in the wild.
+
+        A file that holds them already is left as it is: a conversion goes on with no other.
+        """
+        text = json.dumps(self.items)
+        if not self.json_path.exists() or self.json_path.read_text() != text:
+            self.json_path.write_text(text)
         return self.json_path
 
     def convert(self, out: str | Path | None = None, **settings: Any) -> Summary:
@@ -107,6 +112,12 @@ class Pairs:
         return sorted(
             path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()
         )
+
+
+@pytest.fixture(scope="session")
+def pairs_in() -> Callable[[Path], Pairs]:
+    """Begins a data set in a folder."""
+    return Pairs
 
 
 @pytest.fixture

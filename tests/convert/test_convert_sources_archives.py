@@ -149,6 +149,13 @@ def test_names_outside_of_ascii(pairs: Any) -> None:
         place.close()
 
 
+def test_a_tar_that_ends_with_a_zip_is_a_tar(pairs: Any) -> None:
+    inner = zip_of({"b": b"2"}, pairs.folder / "inner.zip").read_bytes()
+    place = ArchiveImages(str(tar_of({"a": b"1", "b.zip": inner}, pairs.folder / "i.tar")), LIMIT)
+    assert place.read("a") == b"1"
+    place.close()
+
+
 def test_links_in_a_tar(pairs: Any) -> None:
     with tarfile.open(pairs.folder / "i.tar", "w") as tar:
         add_to_tar(tar, "a/1.jpg", b"1")
