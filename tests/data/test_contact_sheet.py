@@ -42,9 +42,17 @@ def test_a_text_has_as_many_lines_as_it_may():
     assert 2 * LINE < drawn(3) < 3 * LINE
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", " \n\t", "one\ntwo\r\nthree", "x" * 100_000, "\x00\x1b[31m", "猫 кот 🐈", "\u202e abc"],
-)
+TEXTS = {
+    "none": "",
+    "blank": " \n\t",
+    "lines": "one\ntwo\r\nthree",
+    "a long word": "x" * 100_000,
+    "codes": "\x00\x1b[31m",
+    "scripts": "猫 кот 🐈",
+    "from right to left": "\u202e abc",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_any_text_can_be_drawn(text):
     draw_contact_sheet([Cell(square(RED), [Text(text, lines=2), Text(text)])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,7 @@ def _fit(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
     """Shorten a line to a width in pixels."""
     if font.getlength(line) <= width:
         return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line + "…"
+    kept = bisect_right(
+        range(1, len(line)), width, key=lambda count: font.getlength(line[:count] + "…")
+    )
+    return line[:kept] + "…"
