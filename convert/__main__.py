@@ -1,51 +1,82 @@
-"""The command line: `python -m convert --json FILE --images DIR --out DEST`."""
+"""The command line: `python -m convert --json FILE --images PLACE --out DEST`."""
+
+from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import sys
+from importlib import import_module
 
-from convert import ConversionError, convert_llava
+from convert import ConversionError, convert_pairs
+from convert.conversion import SHARD_BYTES
+from convert.source_options import add_source_options, specs_of
+from convert.sources.opening import SourceSpec, open_source
+
+COMMANDS = ("inspect", "verify", "preview")
+"""Each in a module of its own with a `main`; everything else is the conversion."""
 
 
 def main() -> int:
-    """Converts as the command line says.
+    """Converts, or runs one of `COMMANDS`, as the command line says.
 
     Returns:
         The exit status: 0 when the data set is written, 1 when it is not, 130 when interrupted.
     """
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return int(import_module(f"convert.{sys.argv[1]}").main(sys.argv[2:]))
     args = _parser().parse_args()
     try:
-        summary = convert_llava(
-            args.json,
-            args.images,
+        specs = specs_of(args)
+        summary = convert_pairs(
+            [open_source(spec, SHARD_BYTES) for spec in specs],
             args.out,
             eval_ratio=args.eval_ratio,
             max_samples=args.max_samples,
             seed=args.seed,
             max_reject_ratio=args.max_reject_ratio,
+            drop_duplicates=args.drop_duplicates,
             overwrite=args.overwrite,
+            workers=args.workers,
+            arguments={"sources": [_given(spec) for spec in specs]},
         )
     except (ConversionError, OSError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"convert: interrupted: {args.out} is not complete", file=sys.stderr)
+        print(
+            f"convert: interrupted: {args.out} is not complete; the same command goes on",
+            file=sys.stderr,
+        )
         return 130
+    duplicates = f", {summary.duplicates} duplicates left out" if summary.duplicates else ""
     print(
         f"{summary.train} train and {summary.eval} eval samples in {args.out} "
         f"({summary.bytes / 1e6:.1f} MB, {summary.seconds:.1f} s), {summary.rejected} rejected"
+        f"{duplicates}"
     )
     return 0
+
+
+def _given(spec: SourceSpec) -> dict[str, str]:
+    return {name: value for name, value in dataclasses.asdict(spec).items() if value}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m convert",
-        description="Convert a LLaVA JSON and its images to MDS shards (train and eval).",
+        description="Convert images and what is said about them to MDS shards (train and eval).",
     )
+    add_source_options(parser)
     add = parser.add_argument
-    add("--json", required=True, metavar="FILE", help="LLaVA JSON, a list of items")
-    add("--images", required=True, metavar="DIR", help="folder that the items' image paths are in")
     add("--out", required=True, metavar="DEST", help="folder, or s3://, gs:// or azure:// URL")
+    add(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes; the data set is the same for any number (default: %(default)s)",
+    )
     add(
         "--eval-ratio",
         type=float,
@@ -73,7 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help="fail when a larger share is rejected (default: %(default)s)",
     )
-    add("--overwrite", action="store_true", help="delete a data set that DEST already holds")
+    add(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out all but the first of samples with the same image and text",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="delete a data set that DEST already holds, or what another command began there",
+    )
     return parser
 
 

@@ -1,26 +1,37 @@
-"""The whole conversion, from a LLaVA JSON and its images to MDS shards."""
+"""The whole conversion, from sources of pairs to MDS shards: the order in which it is done."""
+
+from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
-from convert.destination import (
-    REJECTS,
-    SUMMARY,
-    claim,
-    delete_shards,
-    open_destination,
-)
-from convert.errors import ConversionError, Rejected
-from convert.record import read_record
+from convert.claim import begin, data_set_names
+from convert.destination import open_destination
+from convert.engine import Engine, LocalEngine
+from convert.errors import ConversionError, NoDataSet
+from convert.merge import merge
+from convert.partition import PARTITIONING, Partitions
+from convert.passes import compare_images, write_shards
 from convert.sources import LlavaJson, Source
-from convert.split import SIDES, Side, assign_sides, exact
-from convert.summary import Spread, Summary
-from convert.writer import RejectLog, ShardWriter, publish_data_set
+from convert.split import SIDES, Split
+from convert.staging import Scratch
+from convert.summary import Summary
+from convert.tasks import Job
+
+CONVERTER = 1
+"""Goes up when the same sources and settings would give other shards: a run begun before is then
+refused."""
+
+SHARD_BYTES = 1 << 26
+"""Of a shard, at most; what is larger cannot be a sample."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def convert_llava(
@@ -33,148 +44,181 @@ def convert_llava(
     seed: int = 17,
     max_reject_ratio: float = 0.01,
     overwrite: bool = False,
-    size_limit: int = 1 << 26,
+    size_limit: int = SHARD_BYTES,
     show_progress: bool = True,
+    **more: Any,
 ) -> Summary:
-    """Converts a LLaVA JSON and its images to MDS shards for streaming's StreamingDataset.
-
-    Writes `out`/train and `out`/eval, with hashes for every shard; `out`/rejects.jsonl, a line for
-    each item that was left out; and, when all else is there, `out`/summary.json. A side that gets
-    no items is not written. Within a side, samples keep the source's order: shuffling is for
-    training to do.
+    """Converts one LLaVA JSON and its images: `convert_pairs` of one source.
 
     Args:
-        json_path: A JSON list of `{"id", "image", "conversations"}`.
-        images_root: The folder that the items' `image` paths start from.
-        out: A folder, or s3://bucket/prefix, gs://bucket/prefix or azure://container/prefix. For a
-            URL, at most about 1 GB is kept on the local disk at a time (under TMPDIR).
-        eval_ratio: Share of the samples held out for evaluation, at least 0 and below 1.
-        max_samples: Take this many samples of the source, picked by `seed`; None takes them all.
-        seed: Decides which samples are taken, and their side. See `split.assign_sides`.
-        max_reject_ratio: Share of the samples taken, from 0 to 1, above which the run fails.
+        json_path: A JSON list of `{"id", "image", "conversations"}`, or a .jsonl of such items.
+        images_root: What the items' `image` paths start from.
+        out: As for `convert_pairs`, like all that follow.
+        eval_ratio: Share held out for evaluation.
+        max_samples: Samples to take; None takes them all.
+        seed: Decides which samples are taken, and their side.
+        max_reject_ratio: Share that may be rejected.
         overwrite: Delete a data set that `out` already holds.
         size_limit: Bytes of a shard.
         show_progress: Show a progress bar on stderr.
+        more: Other arguments of `convert_pairs`.
 
     Returns:
         What summary.json says.
 
     Raises:
-        ConversionError: If a setting is wrong, `out` holds a data set and `overwrite` is off, an
-            upload fails, or more samples were rejected than `max_reject_ratio` allows. In the last
-            case the shards are deleted and rejects.jsonl is kept.
+        ConversionError: See `convert_pairs`.
         OSError: If the source cannot be read, or a file cannot be written.
     """
-    arguments = {
-        "json": os.fspath(json_path),
-        "images": os.fspath(images_root),
-        "out": os.fspath(out),
+    _check_size_limit(size_limit)
+    source = LlavaJson(json_path, images_root, max_image_bytes=size_limit)
+    return convert_pairs(
+        [source],
+        out,
+        eval_ratio=eval_ratio,
+        max_samples=max_samples,
+        seed=seed,
+        max_reject_ratio=max_reject_ratio,
+        overwrite=overwrite,
+        size_limit=size_limit,
+        show_progress=show_progress,
+        arguments={"json": os.fspath(json_path), "images": os.fspath(images_root)},
+        **more,
+    )
+
+
+def convert_pairs(
+    sources: Sequence[Source],
+    out: str | Path,
+    *,
+    eval_ratio: float = 0.02,
+    max_samples: int | None = None,
+    seed: int = 17,
+    max_reject_ratio: float = 0.01,
+    drop_duplicates: bool = False,
+    overwrite: bool = False,
+    size_limit: int = SHARD_BYTES,
+    workers: int = 1,
+    engine: Engine | None = None,
+    show_progress: bool = True,
+    arguments: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Converts pairs of images and texts to MDS shards for streaming's StreamingDataset.
+
+    Writes `out`/train and `out`/eval, with hashes for every shard, or with several sources
+    `out`/NAME/train and `out`/NAME/eval; `out`/rejects.jsonl, a line for each item that was left
+    out; `out`/quality.json; and, when all else is there, `out`/summary.json. A side that gets no
+    items is not written. Within a side, samples keep the source's order: shuffling is for training
+    to do. No image is on both sides, not even of two sources.
+
+    The same sources and settings give the same bytes, whatever the engine and its workers. A run
+    that was ended, in any way, goes on where it stopped when it is called again.
+
+    Args:
+        sources: One, or several that have names.
+        out: A folder, or s3://bucket/prefix, gs://bucket/prefix or azure://container/prefix. For a
+            URL, at most four shards a worker (256 MB) are kept on the local disk at a time, under
+            TMPDIR, and less than a hundred bytes an item.
+        eval_ratio: Share of the samples held out for evaluation, at least 0 and below 1.
+        max_samples: Take this many samples of all sources, picked by `seed`; None takes them all.
+        seed: Decides which samples are taken, and their side. See `split.Split`.
+        max_reject_ratio: Share of the samples taken, from 0 to 1, above which the run fails.
+        drop_duplicates: Leave out all but the first of items with the same image and text.
+        overwrite: Delete a data set that `out` already holds.
+        size_limit: Bytes of a shard.
+        workers: Processes, where no engine is given.
+        engine: What runs the partitions.
+        show_progress: Show a progress bar on stderr, and what is alarming about the samples.
+        arguments: What else summary.json should say it takes to repeat the conversion.
+
+    Returns:
+        What summary.json says.
+
+    Raises:
+        ConversionError: If a setting is wrong, `out` holds a data set and `overwrite` is off or
+            another process writes there, an upload fails, or more samples were rejected than
+            `max_reject_ratio` allows. In the last case the shards are deleted and rejects.jsonl is
+            kept.
+        OSError: If a source cannot be read, or a file cannot be written.
+    """
+    started = time.monotonic()
+    settings = {
         "eval_ratio": eval_ratio,
         "max_samples": max_samples,
         "seed": seed,
-        "max_reject_ratio": max_reject_ratio,
-        "overwrite": overwrite,
+        "drop_duplicates": drop_duplicates,
         "size_limit": size_limit,
     }
-    started = time.monotonic()
+    called = {
+        **(arguments or {}),
+        "out": os.fspath(out),
+        **settings,
+        "max_reject_ratio": max_reject_ratio,
+        "overwrite": overwrite,
+        "workers": workers,
+    }
+    _check_size_limit(size_limit)
     if not 0 <= max_reject_ratio <= 1:
         raise ConversionError(f"max_reject_ratio is {max_reject_ratio}: give a number from 0 to 1")
-    if not 0 < size_limit < 1 << 32:
-        raise ConversionError(f"size_limit is {size_limit}: give bytes from 1 to {(1 << 32) - 1}")
-    source = LlavaJson(json_path, images_root, max_image_bytes=size_limit)
-    sides = assign_sides(len(source), eval_ratio, max_samples, seed)
+    names = _check_names(sources)
+    engine = engine or LocalEngine(workers)
 
-    with closing(open_destination(out)) as destination:
-        claim(destination, overwrite)
-        writers = {s: ShardWriter(destination, s, size_limit) for s in SIDES if s in sides}
-        with closing(RejectLog(destination.folder / REJECTS)) as rejects:
-            images = _write_samples(source, sides, writers, rejects, show_progress)
-        destination.publish(REJECTS)
+    with ExitStack() as open_until_the_end:
+        for source in sources:
+            open_until_the_end.callback(source.close)
+        plan = {
+            "sources": [{"name": source.name, **source.fingerprint()} for source in sources],
+            **settings,
+            "partitioning": PARTITIONING,
+            "converter": CONVERTER,
+        }
+        scratch = open_until_the_end.enter_context(closing(Scratch()))
+        partitions = Partitions(sources, engine, scratch.folder)
+        split = Split(partitions.num_items, eval_ratio, max_samples, seed)
+        destination = open_until_the_end.enter_context(open_destination(out))
+        journal, summary = begin(destination, plan, overwrite, names)
+        if summary is not None:
+            return summary
 
-        samples_in = len(sides) - sides.count(None)
-        num_samples = {side: writer.num_samples for side, writer in writers.items()}
+        job = Job(sources, partitions.source_items, split, destination, size_limit)
         try:
-            _check_rejects(rejects, samples_in, num_samples, max_reject_ratio, destination.out)
-        except ConversionError:
+            exceptions = compare_images(
+                job, partitions, journal, engine, drop_duplicates, show_progress
+            )
+            write_shards(
+                job, partitions, journal, engine, exceptions, max_reject_ratio, show_progress
+            )
+            summary, quality = merge(job, journal, called, started)
+        except NoDataSet:
             destination.wait()
-            delete_shards(destination)
+            for name in data_set_names(destination, names):
+                destination.delete(name)
+            journal.delete()
             raise
-
-        # From here on it is a data set. The summary goes last.
-        publish_data_set(destination, writers)
-        summary = Summary(
-            source_items=len(source),
-            samples_in=samples_in,
-            train=num_samples.get("train", 0),
-            eval=num_samples.get("eval", 0),
-            rejected=rejects.by_reason.total(),
-            rejected_by_reason=dict(rejects.by_reason.most_common()),
-            shards={side: writer.num_shards for side, writer in writers.items()},
-            bytes=sum(writer.num_bytes for writer in writers.values()),
-            seconds=round(time.monotonic() - started, 3),
-            images={name: Spread.of(numbers) for name, numbers in images.items()},
-            arguments=arguments,
-        )
-        (destination.folder / SUMMARY).write_text(summary.to_json(), encoding="utf-8")
-        destination.publish(SUMMARY)
-        destination.wait()
+        journal.delete()
+    for alarm in quality.alarms() if show_progress else ():
+        print(f"convert: {alarm}", file=sys.stderr)
     return summary
 
 
-def _write_samples(
-    source: Source,
-    sides: list[Side | None],
-    writers: dict[Side, ShardWriter],
-    rejects: RejectLog,
-    show_progress: bool,
-) -> dict[str, list[int]]:
-    images: dict[str, list[int]] = {"width": [], "height": [], "bytes": []}
-    progress = tqdm(
-        desc="convert",
-        total=len(sides) - sides.count(None),
-        unit=" samples",
-        disable=not show_progress,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file wants few lines
-    )
-    with progress:
-        for index, (item, side) in enumerate(zip(source.items(), sides, strict=True)):
-            if side is None:
-                continue
-            try:
-                record, (width, height) = read_record(item, source)
-                writers[side].write(record)
-            except Rejected as rejected:
-                rejects.add(index, item, rejected)
-                progress.set_postfix(rejected=rejects.by_reason.total(), refresh=False)
-            else:
-                images["width"].append(width)
-                images["height"].append(height)
-                images["bytes"].append(len(record["image"]))
-            progress.update()
-    return images
+def _check_size_limit(size_limit: int) -> None:
+    if not 0 < size_limit < 1 << 32:
+        raise ConversionError(f"size_limit is {size_limit}: give bytes from 1 to {(1 << 32) - 1}")
 
 
-def _check_rejects(
-    rejects: RejectLog,
-    samples_in: int,
-    num_samples: dict[Side, int],
-    max_reject_ratio: float,
-    out: str,
-) -> None:
-    rejected = rejects.by_reason.total()
-    if rejected > exact(max_reject_ratio) * samples_in:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in rejects.by_reason.most_common()
-        )
-        raise ConversionError(
-            f"{rejected} of {samples_in} samples were rejected ({reasons}): a share of "
-            f"{rejected / samples_in:.4g}, above max_reject_ratio {max_reject_ratio:.4g}. No data "
-            f"set was written. See {out.rstrip('/')}/{REJECTS}; mend the source, or raise "
-            "--max-reject-ratio"
-        )
-    for side, count in num_samples.items():
-        if count == 0:
+def _check_names(sources: Sequence[Source]) -> list[str]:
+    """The names that sources' folders get."""
+    names = [source.name for source in sources]
+    if len(names) == 1 and names[0] == "":
+        return names
+    for name in names:
+        if not _NAME.fullmatch(name) or name in SIDES:
             raise ConversionError(
-                f"all samples of {side} were rejected. No data set was written. See "
-                f"{out.rstrip('/')}/{REJECTS} and mend the source"
+                f"a source is called {name!r}: give names of letters, digits, -, _ and ., other "
+                "than train and eval; they become folders"
             )
+    if len({*names}) < len(names) or not names:
+        raise ConversionError(
+            f"the sources are called {', '.join(names) or 'nothing'}: give each a name of its own"
+        )
+    return names

@@ -1,98 +1,202 @@
 """Where a data set is written: a folder, or a prefix of an object store's bucket.
 
-Either way files are written in a local `folder` first and then published. For a folder the two are
-the same place; for a bucket `folder` is a staging area that each file leaves once it is uploaded.
-Shards are published as they fill and the index files last, so a run that dies leaves no data set
-that looks complete.
+Either way files are written in a `staging` folder first and then published, by a few threads while
+the next ones are made: moved to where they belong, or uploaded. A published file is there under its
+name whole, or not at all.
 """
 
+from __future__ import annotations
+
+import hashlib
 import os
-import re
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from convert.errors import ConversionError
+from convert.staging import Lock, Scratch, lock_destination
+from vlm_composer.local_files import move_durably
 from vlm_composer.outages import StoreError, ride_out
-from vlm_composer.storage import open_store
+from vlm_composer.storage import FolderStore, Store, open_store
 
 SUMMARY = "summary.json"
 REJECTS = "rejects.jsonl"
-_DATA_SET = re.compile(r"(train|eval)/(index\.json|features\.json|shard\.\d+\.mds)")
+QUALITY = "quality.json"
+JOURNAL = ".convert"
+"""The folder of what an unfinished conversion needs to go on."""
 
-_UPLOAD_THREADS = 4
+UPLOADS_AHEAD = 3
+"""Shards of a worker that may be on their way. One more waits for them, and the next is made in
+memory: staging takes at most four shards a worker, 256 MB with shards of 64 MB."""
+
+_THREADS = 2
 _PATIENCE = 60.0
-"""Seconds that the store may be away during an upload."""
-
-_UPLOADS_AHEAD = 8
-"""Shards that may wait for their upload: with shards of 64 MB, staging takes at most 1 GB."""
+"""Seconds that the store may be away."""
 
 
 class Destination(ABC):
-    """A place for a data set.
+    """A place for a data set, that processes share.
+
+    It can be sent to other processes of this machine, and opens what it needs in each of them.
 
     Args:
         out: The place as its user wrote it.
-        folder: Where files are written before they are published.
+        staging: A folder of the local disk, where files are written before they are published.
     """
 
-    def __init__(self, out: str, folder: Path) -> None:
+    def __init__(self, out: str, staging: Path) -> None:
         self.out = out
-        self.folder = folder
+        self.staging = staging
+        self._store: Store | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._underway: deque[Future[None]] = deque()
+        self._lock: Lock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"out": self.out, "staging": self.staging}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Destination.__init__(self, state["out"], state["staging"])
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Everything below train/ and eval/, and the summary and the rejects where they exist."""
+    def lock(self) -> None:
+        """Keep other processes out until `close`.
+
+        Raises:
+            ConversionError: One is there already.
+        """
 
     @abstractmethod
-    def delete(self, name: str) -> None:
-        """Deletes one of `names()`."""
+    def local(self, name: str) -> Path:
+        """Where a file that was published can be read on the local disk, as often as needed."""
 
     @abstractmethod
-    def publish(self, name: str) -> None:
-        """Makes a finished file of `folder` part of the destination; may return before it is."""
+    def keep(self, path: Path, name: str) -> None:
+        """Publish a file, wait for it, and have it `local` as well."""
 
     @abstractmethod
+    def _put(self, path: Path, name: str) -> None:
+        """Take a file of `staging` to its place."""
+
+    def publish(self, path: Path, name: str) -> None:
+        """Take a finished file to its place; may return before it is there.
+
+        Args:
+            path: The file, in `staging`. It is gone once it is published.
+            name: Where it belongs, relative to the destination, with `/`.
+        """
+        while len(self._underway) >= UPLOADS_AHEAD:
+            self._wait_for_oldest()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS)
+        self._underway.append(self._threads.submit(self._put, path, name))
+
     def wait(self) -> None:
-        """Returns when all that was published is there. Raises ConversionError if it is not."""
+        """Returns when all that this process published is there.
 
-    @abstractmethod
+        Raises:
+            ConversionError: If something could not be published.
+        """
+        while self._underway:
+            self._wait_for_oldest()
+
+    def stage(self, name: str) -> Path:
+        """Where to write a file before it is published; its folder is made."""
+        path = self.staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def names(self, prefix: str) -> list[str]:
+        """The files whose names start with a prefix, sorted; what is staged is none of them."""
+        with _as_conversion_error(), self.store.named("list"):
+            # Some stores list folders.
+            return [name for name in self.store.names(prefix) if not name.endswith("/")]
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, or None where there is none of that name."""
+        return self.local(name).read_bytes() if name in self.names(name) else None
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with _as_conversion_error():
+            what = f"delete {name} from {self.out}"
+            ride_out(lambda: self.store.delete(name), what, _PATIENCE)
+
+    @property
+    def store(self) -> Store:
+        """Opened once in each process."""
+        if self._store is None:
+            with _as_conversion_error():
+                self._store = open_store(self.out)
+        return self._store
+
     def close(self) -> None:
-        """Frees what it holds, published or not."""
+        """End what it has under way, published or not, and free what it holds."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _wait_for_oldest(self) -> None:
+        with _as_conversion_error():
+            self._underway.popleft().result()
 
 
 class Folder(Destination):
-    """A local folder, made where it is missing."""
+    """A local folder, made where it is missing. Its staging lies in it, so that files are moved."""
 
     def __init__(self, out: str) -> None:
         # Absolute, because MDSWriter takes a relative path with a colon in it for a URL.
-        super().__init__(out, Path(out).absolute())
+        self.folder = Path(out).absolute()
+        super().__init__(out, self.folder / JOURNAL / "staging")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.folder = self.staging.parents[1]
+
+    def lock(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / JOURNAL).mkdir(exist_ok=True)
+        self._lock = lock_destination(self.folder / JOURNAL / "lock", self.out)
+        shutil.rmtree(self.staging, ignore_errors=True)  # of a killed run
 
-    def names(self) -> list[str]:
-        below_sides = [
-            path.relative_to(self.folder).as_posix()
-            for side in ("train", "eval")
-            for path in sorted((self.folder / side).rglob("*"))
-            if not path.is_dir()
-        ]
-        return below_sides + [n for n in (SUMMARY, REJECTS) if (self.folder / n).exists()]
+    @property
+    def store(self) -> Store:
+        return FolderStore(os.fspath(self.folder))
 
-    def delete(self, name: str) -> None:
-        (self.folder / name).unlink()
+    def names(self, prefix: str) -> list[str]:
+        # Only below what is asked for: a destination may be the top of a large tree.
+        below = FolderStore(os.fspath(self.folder / prefix))
+        if (self.folder / prefix).is_file():
+            return [prefix]
+        found = [f"{prefix.rstrip('/')}/{name}" for name in below.names()]
+        ours = (f"{JOURNAL}/staging/", f"{JOURNAL}/lock")
+        return [name for name in found if not name.startswith(ours)]
 
-    def publish(self, name: str) -> None:
-        assert (self.folder / name).is_file()
+    def local(self, name: str) -> Path:
+        return self.folder / name
 
-    def wait(self) -> None:
-        pass
+    def keep(self, path: Path, name: str) -> None:
+        self.publish(path, name)
+        self.wait()
+
+    def _put(self, path: Path, name: str) -> None:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_durably(path, target)
 
     def close(self) -> None:
-        pass
+        super().close()
+        if self._lock is None:
+            return  # what is here is another's
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self._lock.release()
+        with suppress(OSError):  # a journal is kept
+            (self.folder / JOURNAL).rmdir()
 
 
 class Bucket(Destination):
@@ -111,53 +215,41 @@ class Bucket(Destination):
 
     def __init__(self, url: str) -> None:
         with _as_conversion_error():
-            self._store = open_store(url)
-        self._staging = tempfile.TemporaryDirectory(prefix="convert-")
-        super().__init__(url, Path(self._staging.name))
-        self._threads = ThreadPoolExecutor(_UPLOAD_THREADS)
-        self._uploads: deque[Future[None]] = deque()
+            store = open_store(url)
+        self._scratch = Scratch()
+        super().__init__(url, self._scratch.folder)
+        self._store = store
 
-    def names(self) -> list[str]:
-        with _as_conversion_error(), self._store.named("list"):
-            names = [
-                name
-                for start in ("train/", "eval/", SUMMARY, REJECTS)
-                for name in self._store.names(start)
-            ]
-        return [
-            name
-            for name in names
-            if name in (SUMMARY, REJECTS)
-            or (
-                name.startswith(("train/", "eval/")) and not name.endswith("/")
-            )  # some stores list folders
-        ]
+    def lock(self) -> None:
+        # No store has locks. This keeps out what is started twice on one machine.
+        of = hashlib.sha256(self.out.rstrip("/").encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir(), f"vlm-composer-convert-to-{of}.lock")
+        self._lock = lock_destination(path, self.out)
 
-    def delete(self, name: str) -> None:
-        with _as_conversion_error(), self._store.named("delete from"):
-            self._store.delete(name)
+    def local(self, name: str) -> Path:
+        path = self.stage(f"local/{name}")
+        if not path.exists():
+            what = f"download {name} from {self.out}"
+            with _as_conversion_error():
+                ride_out(lambda: self.store.get(name, path), what, _PATIENCE)
+        return path
 
-    def publish(self, name: str) -> None:
-        while len(self._uploads) >= _UPLOADS_AHEAD:
-            self._wait_for_oldest()
-        self._uploads.append(self._threads.submit(self._upload, name))
+    def keep(self, path: Path, name: str) -> None:
+        copy = self.stage(f"local/{name}")
+        copy.unlink(missing_ok=True)
+        copy.hardlink_to(path)
+        self.publish(path, name)
+        self.wait()
 
-    def wait(self) -> None:
-        while self._uploads:
-            self._wait_for_oldest()
-
-    def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._staging.cleanup()
-
-    def _upload(self, name: str) -> None:
-        path = self.folder / name
-        ride_out(lambda: self._store.put(path, name), f"upload {name} to {self.out}", _PATIENCE)
+    def _put(self, path: Path, name: str) -> None:
+        ride_out(lambda: self.store.put(path, name), f"upload {name} to {self.out}", _PATIENCE)
         path.unlink()  # staging holds what is on its way, no more
 
-    def _wait_for_oldest(self) -> None:
-        with _as_conversion_error():
-            self._uploads.popleft().result()
+    def close(self) -> None:
+        super().close()
+        self._scratch.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 @contextmanager
@@ -168,43 +260,18 @@ def _as_conversion_error() -> Iterator[None]:
         raise ConversionError(str(error)) from error
 
 
-def open_destination(out: str | Path) -> Destination:
-    """A `Bucket` for a URL, a `Folder` for anything else."""
-    out = os.fspath(out)
-    return Bucket(out) if "://" in out else Folder(out)
-
-
-def claim(destination: Destination, overwrite: bool) -> None:
-    """Makes sure that the destination holds nothing that could be taken for part of this run.
-
-    Args:
-        destination: Where the data set will be written.
-        overwrite: Delete an earlier data set. Files that no conversion writes are never deleted.
+@contextmanager
+def open_destination(out: str | Path) -> Iterator[Destination]:
+    """Open a destination and keep others out of it: a `Bucket` for a URL, else a `Folder`.
 
     Raises:
-        ConversionError: If it holds a data set, whole or in part, and `overwrite` is off; or files
-            below train/ or eval/ that are none of ours.
+        ConversionError: Another process writes there, or a URL is malformed.
+        OSError: The folder cannot be made.
     """
-    names = destination.names()
-    data_set = [name for name in names if _DATA_SET.fullmatch(name)]
-    foreign = sorted({*names} - {*data_set, SUMMARY, REJECTS})
-    if foreign:
-        raise ConversionError(
-            f"{destination.out} holds {len(foreign)} files that no conversion wrote, such as "
-            f"{foreign[0]}: remove them, or convert to another place"
-        )
-    if data_set and not overwrite:
-        raise ConversionError(
-            f"{destination.out} already holds {len(data_set)} files of a data set, such as "
-            f"{data_set[0]}: give --overwrite to delete them, or convert to another place"
-        )
-    # The index files and the summary first: half deleted, it must not look complete.
-    for name in sorted(names, key=lambda name: name.endswith(".mds")):
-        destination.delete(name)
-
-
-def delete_shards(destination: Destination) -> None:
-    """Deletes what a failed run has published of its data set."""
-    for name in destination.names():
-        if _DATA_SET.fullmatch(name):
-            destination.delete(name)
+    out = os.fspath(out)
+    destination: Destination = Bucket(out) if "://" in out else Folder(out)
+    try:
+        destination.lock()
+        yield destination
+    finally:
+        destination.close()

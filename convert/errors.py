@@ -7,9 +7,15 @@ class ConversionError(ValueError):
     """The run cannot go on, for a reason that its caller can mend. The message says how."""
 
 
+class NoDataSet(ConversionError):
+    """The run came to its end, and that is no data set: of what it wrote only the list of rejects
+    is worth keeping."""
+
+
 class Reason(StrEnum):
     """Why an item is rejected: the field `reason` of a line in rejects.jsonl."""
 
+    NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"
     BAD_ID = "bad_id"
     BAD_IMAGE_FIELD = "bad_image_field"
@@ -28,6 +34,8 @@ class Reason(StrEnum):
     BROKEN_IMAGE = "broken_image"
     BAD_DIMENSIONS = "bad_dimensions"
     TOO_LARGE = "too_large"
+    DUPLICATE = "duplicate"
+    """Left out on request, for which it is in rejects.jsonl; it is none of the rejects."""
 
 
 class Rejected(Exception):
@@ -42,3 +50,6 @@ class Rejected(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
+        return type(self), (self.reason, self.detail)  # else it could not come from a process

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from composer.utils import reproducibility
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from convert.destination import SUMMARY, claim, open_destination
+from convert.claim import claim
+from convert.destination import SUMMARY, open_destination
 from convert.errors import ConversionError, Rejected
 from convert.feature_plan import check_space, plan_features
 from convert.split import Side
 from convert.summary import FeatureSummary
-from convert.writer import ShardWriter, publish_data_set
+from convert.writer import ShardWriter, publish_data_set, publish_text
 from vlm_composer.assembly import (
     assemble_vision_tower,
     claim_data,
@@ -116,7 +116,7 @@ def make_features(
         side: replace(features, vision_tower=identity) for side, features in unwritten.items()
     }
     tower.to("cuda" if device == "gpu" else "cpu")
-    with closing(open_destination(out)) as destination:
+    with open_destination(out) as destination:
         claim(destination, overwrite)
         writers: dict[Side, ShardWriter] = {}
         with _progress(planned.num_samples, show_progress) as progress:
@@ -144,8 +144,7 @@ def make_features(
             },
             settings=asdict(config),
         )
-        (destination.folder / SUMMARY).write_text(summary.to_json(), encoding="utf-8")
-        destination.publish(SUMMARY)
+        publish_text(destination, summary.to_json(), SUMMARY)
         destination.wait()
     return summary
 

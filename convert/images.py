@@ -3,7 +3,7 @@
 import warnings
 from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from convert.errors import Reason, Rejected
 
@@ -27,7 +27,8 @@ def check_image(data: bytes) -> tuple[int, int]:
         data: The file's bytes.
 
     Returns:
-        (width, height) in pixels.
+        (width, height) in pixels, as the image is shown: the bytes stay as they are, and training
+        sets upright what EXIF says is not.
 
     Raises:
         Rejected: If it is not an image of one of `FORMATS`, its dimensions are absurd, or it
@@ -41,7 +42,7 @@ def check_image(data: bytes) -> tuple[int, int]:
                 width, height = image.size
                 _check_dimensions(width, height)
                 image.convert("RGB")  # decodes; an animation gives its first frame
-        return width, height
+                return (height, width) if _lies_on_its_side(image) else (width, height)
     except Rejected:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -54,6 +55,14 @@ def check_image(data: bytes) -> tuple[int, int]:
         # Bad data makes Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
         # IndexError, zlib.error, … None of them is worth stopping a run of 558,128 images.
         raise Rejected(Reason.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    """Whether EXIF says so. As in training, a tag that cannot be read says nothing."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # SyntaxError, ValueError, struct.error, …
+        return False
 
 
 def _check_dimensions(width: int, height: int) -> None:

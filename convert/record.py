@@ -5,27 +5,26 @@ from typing import Any
 
 from convert.errors import Reason, Rejected
 from convert.images import check_image
-from convert.sources import Source
+from convert.sources.source import Item
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER, Record
 
 _quote = reprlib.Repr()  # repr() of what a source holds could be of any length and depth
 _quote.maxstring = _quote.maxother = 100
 
 
-def read_record(item: object, source: Source) -> tuple[Record, tuple[int, int]]:
+def read_record(item: Item) -> tuple[Record, tuple[int, int]]:
     """Checks an item and its image, and makes a record of them.
 
     Example:
-        >>> item = {"id": "004539375", "image": "00453/004539375.jpg", "conversations": [
+        >>> fields = {"id": "004539375", "image": "00453/004539375.jpg", "conversations": [
         ...     {"from": "human", "value": "Render a clear summary of the photo."},
         ...     {"from": "gpt", "value": "select luxury furniture 3 - inch gel memory foam"}]}
-        >>> record, (width, height) = read_record(item, source)
+        >>> record, (width, height) = read_record(Item(0, fields, image=jpeg_bytes))
         >>> record["prompt"]
         'Render a clear summary of the photo.\\n<image>'
 
     Args:
-        item: Any JSON value. An integer id becomes a string.
-        source: Where the item's image is read from.
+        item: What a source found. Its fields can be any JSON value. An integer id becomes a string.
 
     Returns:
         The record, and its image's (width, height) in pixels.
@@ -33,23 +32,32 @@ def read_record(item: object, source: Source) -> tuple[Record, tuple[int, int]]:
     Raises:
         Rejected: If anything is missing, of a wrong type, ambiguous, or does not decode.
     """
-    if not isinstance(item, dict):
-        raise Rejected(Reason.NOT_AN_OBJECT, f"a {type(item).__name__}, not an object")
-    sample_id = _sample_id(item)
-    prompt, answer = _prompt_and_answer(item.get("conversations"))
+    record = read_fields(item)
+    return record, check_image(record["image"])
+
+
+def read_fields(item: Item) -> Record:
+    """`read_record` without a look at the image itself: what an item says, at little cost."""
+    fields = item.fields
+    if isinstance(fields, Rejected):
+        raise fields
+    if not isinstance(fields, dict):
+        raise Rejected(Reason.NOT_AN_OBJECT, f"a {type(fields).__name__}, not an object")
+    sample_id = _sample_id(fields)
+    prompt, answer = _prompt_and_answer(fields.get("conversations"))
     for field, text in (("id", sample_id), ("prompt", prompt), ("answer", answer)):
         _check_unicode(field, text)
 
-    path = item.get("image")
+    path = fields.get("image")
     if not isinstance(path, str) or not path:
         raise Rejected(Reason.BAD_IMAGE_FIELD, f"image is {_quote.repr(path)}, not a path")
-    image = source.image_bytes(path)
-    size = check_image(image)
-    return Record(id=sample_id, image=image, prompt=prompt, answer=answer), size
+    if isinstance(item.image, Rejected):
+        raise item.image
+    return Record(id=sample_id, image=item.image, prompt=prompt, answer=answer)
 
 
-def _sample_id(item: dict[str, object]) -> str:
-    sample_id = item.get("id")
+def _sample_id(fields: dict[str, object]) -> str:
+    sample_id = fields.get("id")
     if isinstance(sample_id, bool) or not isinstance(sample_id, str | int):
         raise Rejected(Reason.BAD_ID, f"id is {_quote.repr(sample_id)}, not a string or an integer")
     return str(sample_id)

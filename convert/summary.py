@@ -1,7 +1,6 @@
 """What a conversion did: summary.json."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Self
@@ -13,22 +12,10 @@ def _versions(*more: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Smallest, largest and mean of some numbers."""
-
-    min: int
-    max: int
-    mean: float
-
-    @classmethod
-    def of(cls, numbers: Sequence[int]) -> Self:
-        """The spread of at least one number."""
-        return cls(min(numbers), max(numbers), sum(numbers) / len(numbers))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The numbers of a finished conversion. `samples_in` = `train` + `eval` + `rejected`."""
+class Counts:
+    """The numbers of a source, or of all together. `samples_in` = `train` + `eval` + `rejected` +
+    `duplicates`.
+    """
 
     source_items: int
     """Items in the source, those that `max_samples` left out included."""
@@ -41,16 +28,32 @@ class Summary:
     rejected: int
     rejected_by_reason: dict[str, int]
 
+    duplicates: int
+    """Items left out because an earlier one has the same image and text (`drop_duplicates`)."""
+
+    moved_to_train: int
+    """Items that the split had for evaluation, and whose image is in train as well."""
+
     shards: dict[str, int]
     """Shards of each side that was written."""
 
     bytes: int
     """Bytes of all shards."""
 
-    seconds: float
 
-    images: dict[str, Spread]
-    """Of the images of both sides: `width` and `height` in pixels, `bytes` of the file."""
+@dataclass(frozen=True)
+class Summary(Counts):
+    """The numbers of a finished conversion."""
+
+    seconds: float
+    """Of the last run, where the conversion was interrupted."""
+
+    images: dict[str, dict[str, float | None]]
+    """Of the images of both sides: `min`, `max` and `mean` of `width` and `height` in pixels, and
+    of `bytes` of the file. quality.json has the rest."""
+
+    sources: dict[str, Counts]
+    """The numbers of each source, where several are named."""
 
     arguments: dict[str, Any]
     """What the conversion was called with: with the source, all it takes to repeat it."""
@@ -60,6 +63,13 @@ class Summary:
     def to_json(self) -> str:
         """The text of summary.json."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What `to_json` gave."""
+        value = json.loads(text)
+        sources = {name: Counts(**counts) for name, counts in value.pop("sources").items()}
+        return cls(sources=sources, **value)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Writes what a conversion leaves behind: the shards of a side, and the list of rejects."""
+"""Writes the shards of a side, and the index that makes a data set of them."""
+
+from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+import shutil
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convert.destination import Destination
@@ -16,44 +17,55 @@ HASHES = ["sha1", "xxh64"]
 
 
 class ShardWriter:
-    """Writes one side of the split as MDS shards, and publishes each as soon as it is full.
+    """Writes MDS shards in a staging folder, and publishes each as soon as it is full.
 
-    MDSWriter only ever sees a local folder here, for the reasons given at `Bucket`. Nor is it used
-    as a context manager: in streaming 0.13 that writes index.json even on the way out of an
-    exception, and half a data set then looks like a whole one.
+    MDSWriter only ever sees a local folder here, for the reasons given at `Bucket`. Its index.json
+    is not used: several writers may share a folder. Nor is it used as a context manager: in
+    streaming 0.13 that goes on as after success even on the way out of an exception.
 
     Args:
-        destination: Where the side's folder is.
-        side: "train" or "eval".
+        destination: Where the folder is.
+        folder: "train" or "eval", or a folder that holds one.
         size_limit: Bytes of a shard.
         columns: Column name → MDS encoding.
+        partition: Part of the shards' names, where several writers share a folder.
     """
 
     def __init__(
         self,
         destination: Destination,
-        side: Side,
+        folder: str,
         size_limit: int,
         columns: Mapping[str, str] = MDS_COLUMNS,
+        partition: int | None = None,
     ) -> None:
         from streaming import MDSWriter  # takes seconds: it imports torch
 
         self._destination = destination
-        self._side = side
+        self._folder = folder
         self._size_limit = size_limit
+        self._names = "shard" if partition is None else f"shard.{partition:05}"
+        self._staged = destination.stage(f"{folder}/{self._names}")
+        shutil.rmtree(self._staged, ignore_errors=True)  # of a task that failed
         self._mds = MDSWriter(
             columns=dict(columns),
-            out=str(destination.folder / side),
+            out=str(self._staged),
             hashes=HASHES,
             size_limit=size_limit,
         )
+        self.shards: list[dict[str, Any]] = []
+        """What an index says of the shards that were published."""
         self.num_samples = 0
-        self.num_shards = 0
+
+    @property
+    def num_shards(self) -> int:
+        """Shards published so far."""
+        return len(self.shards)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the shards written so far."""
-        return sum(shard["raw_data"]["bytes"] for shard in self._mds.shards)
+        """Bytes of the shards published so far."""
+        return num_bytes(self.shards)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a sample.
@@ -75,18 +87,47 @@ class ShardWriter:
         self._publish_new_shards()
 
     def finish(self) -> None:
-        """Publishes the last shard. The index file is written, but not published yet."""
+        """Publishes the last shard."""
         self._mds.finish()
         self._publish_new_shards()
 
-    def publish_index(self) -> None:
-        """Publishes the index file, which makes this side a data set."""
-        self._destination.publish(f"{self._side}/index.json")
-
     def _publish_new_shards(self) -> None:
         for shard in self._mds.shards[self.num_shards :]:
-            self._destination.publish(f"{self._side}/{shard['raw_data']['basename']}")
-            self.num_shards += 1
+            staged = self._staged / shard["raw_data"]["basename"]
+            name = f"{self._names}.{self.num_shards:05}.mds"
+            self.shards.append({**shard, "raw_data": {**shard["raw_data"], "basename": name}})
+            self._destination.publish(staged, f"{self._folder}/{name}")
+
+
+def num_bytes(shards: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes of shards, by what an index says of them."""
+    return sum(shard["raw_data"]["bytes"] for shard in shards)
+
+
+def publish_index(
+    destination: Destination, folder: str, shards: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes the index that makes a data set of a folder's shards, as MDSWriter writes it.
+
+    Args:
+        destination: Where all the shards already are.
+        folder: The shards' folder.
+        shards: What it says of them, in order; taken one by one.
+    """
+    path = destination.stage(f"{folder}/index.json")
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"shards": [')
+        for place, shard in enumerate(shards):
+            file.write((", " if place else "") + json.dumps(shard, sort_keys=True))
+        file.write('], "version": 2}')
+    destination.publish(path, f"{folder}/index.json")
+
+
+def publish_text(destination: Destination, text: str, name: str) -> None:
+    """Writes a small file."""
+    path = destination.stage(name)
+    path.write_text(text, encoding="utf-8")
+    destination.publish(path, name)
 
 
 def publish_data_set(
@@ -105,48 +146,8 @@ def publish_data_set(
     for side, writer in writers.items():
         writer.finish()
         for name, text in (beside or {}).get(side, {}).items():
-            (destination.folder / side / name).write_text(text, encoding="utf-8")
-            destination.publish(f"{side}/{name}")
+            publish_text(destination, text, f"{side}/{name}")
     destination.wait()
-    for writer in writers.values():
-        writer.publish_index()
+    for side, writer in writers.items():
+        publish_index(destination, side, writer.shards)
     destination.wait()
-
-
-class RejectLog:
-    """Writes rejects.jsonl, one object a line: index, id, image, reason, detail.
-
-    Args:
-        path: The file, replaced where it exists.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="ascii")
-        self.by_reason: Counter[str] = Counter()
-
-    def add(self, index: int, item: object, rejected: Rejected) -> None:
-        """Notes one item.
-
-        Args:
-            index: Its place in the source, from 0.
-            item: The item, as the source gave it.
-            rejected: What is wrong with it.
-        """
-        fields = item if isinstance(item, dict) else {}
-        line = {
-            "index": index,
-            "id": _text_or_number(fields.get("id")),
-            "image": _text_or_number(fields.get("image")),
-            "reason": rejected.reason,
-            "detail": rejected.detail[:500],
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self.by_reason[rejected.reason.value] += 1
-
-    def close(self) -> None:
-        """Writes out what is buffered."""
-        self._file.close()
-
-
-def _text_or_number(value: object) -> str | int | None:
-    return value if isinstance(value, str | int) else None

@@ -10,7 +10,7 @@ import uuid
 import pytest
 from botocore.exceptions import ClientError
 
-from vlm_composer.outages import StoreError, is_permanent, ride_out
+from vlm_composer.outages import MissingFileError, StoreError, is_permanent, ride_out
 from vlm_composer.storage import open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -60,8 +60,10 @@ def content(store, name, tmp_path):
 def test_files_come_back_as_they_were(place, prefix, local, tmp_path):
     store, files = open_store(place + prefix), {"b": b"", "a/x.bin": b"1" * 70_000, "a/y/z": b"2"}
     assert store.names() == []
+    assert not store.any()
     for name, data in files.items():
         store.put(local(data), name)
+    assert store.any()
     assert store.names() == ["a/x.bin", "a/y/z", "b"]
     assert store.names("a/") == ["a/x.bin", "a/y/z"]
     assert store.names("a/x") == ["a/x.bin"]
@@ -69,6 +71,21 @@ def test_files_come_back_as_they_were(place, prefix, local, tmp_path):
     assert {name: content(store, name, tmp_path) for name in files} == files
     below = f"{prefix.strip('/')}/".lstrip("/")
     assert open_store(place).names() == [below + name for name in ("a/x.bin", "a/y/z", "b")]
+
+
+@pytest.mark.parametrize("prefix", ["", "/below/it"])
+def test_parts_of_files_are_read(place, prefix, local):
+    store = open_store(place + prefix)
+    store.put(local(b"0123456789"), "a/ten")
+    store.put(local(b""), "empty")
+    assert store.read("a/ten", 100) == b"0123456789"
+    assert store.read("a/ten", 4) == b"0123"
+    assert store.read("a/ten", 4, 3) == b"3456"
+    assert store.read("a/ten", 4, 8) == b"89"
+    assert store.read("a/ten", 4, 10) == store.read("a/ten", 0, 3) == store.read("empty", 4) == b""
+    for name in ("absent", "a", "a/ten/more"):
+        with pytest.raises(MissingFileError, match=f"holds no {name}: there is no such"):
+            ride_out(lambda name=name: store.read(name, 4), f"read {name}", 60)
 
 
 def test_a_put_replaces(place, local, tmp_path):
@@ -110,6 +127,7 @@ def test_a_missing_object_is_not_waited_for(place, local, tmp_path):
 USES = {
     "put": lambda store, file: store.put(file, "name"),
     "get": lambda store, file: store.get("name", file),
+    "read": lambda store, file: store.read("name", 4),
     "names": lambda store, file: store.names(),
 }
 
@@ -220,7 +238,7 @@ def test_a_server_that_comes_back_is_waited_for(server, use, local, caplog):
     revival.join()
     assert failures
     assert "trying again for 60 s" in caplog.text
-    assert found == (["name"] if use == "names" else None)
+    assert found == {"names": ["name"], "read": b"here"}.get(use)
     assert file.read_bytes() == b"here"
 
 

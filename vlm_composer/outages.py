@@ -34,6 +34,10 @@ class StoreError(OSError):
     """A store cannot be used; the message says why and what to do."""
 
 
+class MissingFileError(StoreError):
+    """The store answers, and has no such file."""
+
+
 def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
     """Run `action` until it succeeds, waiting for a store that is away.
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from vlm_composer.local_files import move_durably, partial_path
-from vlm_composer.outages import StoreError, advice
+from vlm_composer.outages import MissingFileError, StoreError, advice
 
 SCHEMES = ("s3", "gs", "azure")
 CONNECT_SECONDS = 10
@@ -49,6 +49,10 @@ class Store(ABC):
         """Names of all files that start with `prefix`, sorted."""
         return sorted(self.sizes(prefix))
 
+    def any(self) -> bool:
+        """Whether there is a file at all."""
+        return bool(self.sizes())
+
     @abstractmethod
     def put(self, path: str | Path, name: str) -> None:
         """Copy a local file into the store."""
@@ -56,6 +60,14 @@ class Store(ABC):
     @abstractmethod
     def get(self, name: str, path: str | Path) -> None:
         """Copy a file of the store to a local path, which must not be read before this returns."""
+
+    @abstractmethod
+    def read(self, name: str, count: int, start: int = 0) -> bytes:
+        """Return a file's bytes from `start` on: `count` of them, or fewer where it ends.
+
+        Raises:
+            MissingFileError: There is no such file.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -106,6 +118,14 @@ class FolderStore(Store):
     def get(self, name: str, path: str | Path) -> None:
         shutil.copyfile(self.folder / name, path)
 
+    def read(self, name: str, count: int, start: int = 0) -> bytes:
+        try:
+            with open(self.folder / name, "rb") as file:
+                file.seek(start)
+                return file.read(count)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise _missing(self, name) from error
+
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
@@ -133,6 +153,9 @@ class _Bucket(Store):
         objects = self._objects(self.prefix + prefix)
         return {key.removeprefix(self.prefix): size for key, size in objects}
 
+    def any(self) -> bool:
+        return next(self._objects(self.prefix), None) is not None  # one request
+
 
 class S3Store(_Bucket):
     """A prefix of an S3 bucket."""
@@ -155,6 +178,23 @@ class S3Store(_Bucket):
 
     def get(self, name: str, path: str | Path) -> None:
         self._client.download_file(self.bucket, self.prefix + name, str(path))
+
+    def read(self, name: str, count: int, start: int = 0) -> bytes:
+        from botocore.exceptions import ClientError
+
+        if count == 0:
+            return b""
+        span = f"bytes={start}-{start + count - 1}"
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + name, Range=span)
+            return found["Body"].read()
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            if code == "InvalidRange":  # nothing is that far, or the file is empty
+                return b""
+            if code == "NoSuchKey":
+                raise _missing(self, name) from error
+            raise
 
     def delete(self, name: str) -> None:
         self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
@@ -191,6 +231,19 @@ class GoogleStore(_Bucket):
 
     def get(self, name: str, path: str | Path) -> None:
         self._bucket.blob(self.prefix + name).download_to_filename(str(path), **self._once)
+
+    def read(self, name: str, count: int, start: int = 0) -> bytes:
+        from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
+
+        if count == 0:
+            return b""
+        blob = self._bucket.blob(self.prefix + name)
+        try:
+            return blob.download_as_bytes(start=start, end=start + count - 1, **self._once)
+        except RequestRangeNotSatisfiable:  # nothing is that far, or the file is empty
+            return b""
+        except NotFound as error:  # or the bucket is: its answer does not tell
+            raise _missing(self, name) from error
 
     def delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound
@@ -233,6 +286,20 @@ class AzureStore(_Bucket):
         with open(path, "wb") as file:
             self._container.download_blob(self.prefix + name).readinto(file)
 
+    def read(self, name: str, count: int, start: int = 0) -> bytes:
+        from azure.core.exceptions import HttpResponseError
+
+        if count == 0:
+            return b""
+        try:
+            return self._container.download_blob(self.prefix + name, start, count).readall()
+        except HttpResponseError as error:
+            if error.status_code == 416:  # nothing is that far, or the file is empty
+                return b""
+            if getattr(error, "error_code", None) == "BlobNotFound":
+                raise _missing(self, name) from error
+            raise
+
     def delete(self, name: str) -> None:
         from azure.core.exceptions import ResourceNotFoundError
 
@@ -264,6 +331,10 @@ def open_store(url: str | Path) -> Store:
         return AzureStore(url)
     hmac = "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ
     return HMACGoogleStore(url) if hmac else GoogleStore(url)
+
+
+def _missing(store: Store, name: str) -> MissingFileError:
+    return MissingFileError(f"{store.url} holds no {name}: there is no such bucket or object")
 
 
 def _s3_client(checksums: str | None = None, **options: Any) -> Any:

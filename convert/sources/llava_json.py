@@ -1,95 +1,126 @@
-"""Where items and images come from."""
+"""A LLaVA JSON or JSON Lines file: the form LLaVA-Pretrain is published in."""
 
-import json
+from __future__ import annotations
+
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from convert.errors import ConversionError, Reason, Rejected
+from convert.errors import ConversionError, Rejected
+from convert.sources.files import InputFile, stamp
+from convert.sources.image_places import open_images
+from convert.sources.image_stores import ImageStore, image_name
+from convert.sources.json_lines import decode_line, lines
+from convert.sources.json_list import decode_items, item_spans
+from convert.sources.source import PIECE_ITEMS, Item, Piece
 
+LINES_SUFFIXES = (".jsonl", ".ndjson")
 
-class Source(Protocol):
-    """A sequence of LLaVA items and the images that they name."""
-
-    def __len__(self) -> int:
-        """How many items there are."""
-
-    def items(self) -> Iterator[object]:
-        """Every item in order, as JSON gives it: nothing is known of its type yet."""
-
-    def image_bytes(self, name: str) -> bytes:
-        """The image that an item names, byte for byte.
-
-        Raises:
-            Rejected: If the name leads nowhere or out of the images root, or cannot be read.
-        """
+_PIECE_BYTES = 1 << 24
+"""A piece ends before an item that would make it longer: it is read as a whole."""
 
 
 class LlavaJson:
-    """One JSON list, and a folder of images: the form LLaVA-Pretrain is published in.
+    """Items `{"id", "image", "conversations"}` in one file, and their images in another place.
 
     Args:
-        json_path: A JSON file, a list of `{"id", "image", "conversations"}`. It is held in memory.
-        images_root: The folder that the items' `image` paths start from.
-        max_image_bytes: Larger files are rejected without being read.
-
-    Raises:
-        ConversionError: If the file is not a JSON list with at least one item, or the folder does
-            not exist.
-        OSError: If the file cannot be read.
+        json_path: A file or an object that holds one JSON list, or, named .jsonl, one item a line.
+        images: What the items' `image` paths start from: see `open_images`.
+        max_image_bytes: Larger images are rejected without being read.
+        name: What it is called among several sources.
     """
 
     def __init__(
-        self, json_path: str | Path, images_root: str | Path, max_image_bytes: int
+        self,
+        json_path: str | Path,
+        images: str | Path | ImageStore,
+        max_image_bytes: int,
+        name: str = "",
     ) -> None:
-        if not os.path.isdir(images_root):
-            raise ConversionError(
-                f"{images_root}: no such folder; the images root holds 00000/, 00001/, …"
-            )
-        self._root = os.path.realpath(images_root)
-        self._max_image_bytes = max_image_bytes
-        self._items = _read_json_list(Path(json_path))
+        self.name = name
+        self._path = os.fspath(json_path)
+        self._has_lines = self._path.endswith(LINES_SUFFIXES)
+        self._images = (
+            images
+            if isinstance(images, ImageStore)
+            else open_images(os.fspath(images), max_image_bytes)
+        )
+        self._file: InputFile | None = None
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
 
-    def items(self) -> Iterator[object]:
-        return iter(self._items)
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "json": self._path,
+            **stamp(self._path),
+            "images": self._images.fingerprint(),
+        }
 
-    def image_bytes(self, name: str) -> bytes:
+    def files(self) -> list[str]:
+        self._open()
+        self._images.check()
+        return [self._path]
+
+    def pieces(self, file: str) -> Iterator[Piece]:
+        reader = InputFile(file).buffered()
+        with reader:
+            if self._has_lines:
+                spans: Iterable[tuple[int, int]] = ((a, b) for a, b, _ in lines(reader))
+            else:
+                spans = item_spans(reader, file)
+            first, last, count = 0, 0, 0
+            for start, end in spans:
+                if count == PIECE_ITEMS or (count and end - first > _PIECE_BYTES):
+                    yield Piece(count, {"start": first, "end": last})
+                    count = 0
+                if count == 0:
+                    first = start
+                last, count = end, count + 1
+        if count == 0:
+            raise ConversionError(f"{file} holds no items: there is nothing to convert")
+        yield Piece(count, {"start": first, "end": last})
+
+    def read(self, piece: Piece, wanted: Sequence[bool]) -> Iterator[Item]:
+        found = [
+            (index, fields)
+            for index, fields in enumerate(self._fields(piece, wanted))
+            if wanted[index]
+        ]
+        images = self._images.read_many(image_name(fields) for _, fields in found)
+        for (index, fields), image in zip(found, images, strict=True):
+            yield Item(index, fields, image)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._images.close()
+
+    def _fields(self, piece: Piece, wanted: Sequence[bool]) -> list[object | Rejected]:
+        """Every item of a piece; what is not wanted need not be decoded."""
+        start, end = piece.where["start"], piece.where["end"]
         try:
-            if os.path.isabs(name):
-                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} is an absolute path")
-            path = os.path.realpath(os.path.join(self._root, name))
-            if os.path.commonpath([self._root, path]) != self._root:
-                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} leads to {path!r}")
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would block for ever
-                raise Rejected(Reason.UNREADABLE_IMAGE, f"{name!r} is not a file")
-            if status.st_size > self._max_image_bytes:
-                raise Rejected(
-                    Reason.TOO_LARGE,
-                    f"{status.st_size} bytes, more than a shard holds ({self._max_image_bytes})",
-                )
-            return Path(path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise Rejected(Reason.MISSING_IMAGE, f"no file {name!r} in the images root") from error
-        except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-            raise Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}") from error
+            if self._has_lines:
+                with InputFile(self._path).buffered() as reader:
+                    found = islice(lines(reader, start), piece.count)
+                    return [
+                        decode_line(line) if want else None
+                        for (_, _, line), want in zip(found, wanted, strict=True)
+                    ]
+            values = list(decode_items(self._open().read_at(start, end - start)))
+            if len(values) != piece.count:
+                raise ValueError(f"{len(values)} items, not {piece.count}")
+            return values
+        except (ValueError, RecursionError) as error:
+            raise ConversionError(
+                f"{self._path} is not what it was when this conversion began (from byte {start} to "
+                f"{end}: {error}): leave it alone, and start again"
+            ) from error
 
-
-def _read_json_list(path: Path) -> list[object]:
-    try:
-        items = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(
-            f"{path} is not valid JSON ({error}): it should be one list of items, such as "
-            "blip_laion_cc_sbu_558k.json"
-        ) from error
-    if not isinstance(items, list):
-        raise ConversionError(f"{path} holds a {type(items).__name__}, not a list of items")
-    if not items:
-        raise ConversionError(f"{path} holds an empty list: there is nothing to convert")
-    return items
+    def _open(self) -> InputFile:
+        if self._file is None:
+            self._file = InputFile(self._path)
+        return self._file

@@ -1,6 +1,7 @@
 """Builds LLaVA data sets out of real images, good and bad, and converts them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from convert import Summary, convert_llava
+from convert import Summary, convert_llava, convert_pairs
+from convert.sources import LlavaJson
 
 
 def jpeg(number: int = 0, width: int = 32, height: int = 24) -> bytes:
-    """A JPEG whose colours depend on `number`."""
+    """A JPEG whose colours depend on `number`, and whose bytes no other number has."""
     image = Image.radial_gradient("L").resize((width, height))
     colours = ((number * 37) % 256, (number * 101) % 256, (number * 197) % 256)
     image = Image.merge("RGB", [image.point(lambda v, c=c: (v + c) % 256) for c in colours])
     buffer = BytesIO()
-    image.save(buffer, "JPEG")
+    image.save(buffer, "JPEG", comment=str(number))
     return buffer.getvalue()
 
 
@@ -65,8 +67,13 @@ class Pairs:
         path.write_bytes(data)
 
     def write_json(self) -> Path:
-        """Writes the items. Lone surrogates become escapes, as they are in the wild."""
-        self.json_path.write_text(json.dumps(self.items))
+        """Writes the items. Lone surrogates become escapes, as they are in the wild.
+
+        A file that holds them already is left as it is: a conversion goes on with no other.
+        """
+        text = json.dumps(self.items)
+        if not self.json_path.exists() or self.json_path.read_text() != text:
+            self.json_path.write_text(text)
         return self.json_path
 
     def convert(self, out: str | Path | None = None, **settings: Any) -> Summary:
@@ -107,7 +114,40 @@ class Pairs:
         )
 
 
+@pytest.fixture(scope="session")
+def pairs_in() -> Callable[[Path], Pairs]:
+    """Begins a data set in a folder."""
+    return Pairs
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Pairs:
     """An empty data set under construction."""
     return Pairs(tmp_path)
+
+
+@pytest.fixture
+def put_in_bucket() -> Callable[[Path, str], None]:
+    """Copies all files below a folder to a URL."""
+    from vlm_composer.storage import open_store
+
+    def put(folder: Path, url: str) -> None:
+        store = open_store(url)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                store.put(path, path.relative_to(folder).as_posix())
+
+    return put
+
+
+@pytest.fixture
+def two_sources(pairs: Pairs) -> Pairs:
+    """A data set of two sources, `first` and `second`, of 16 and 24 samples in small shards."""
+    pairs.add(40)
+    sources = []
+    for name, items in (("first", pairs.items[:16]), ("second", pairs.items[16:])):
+        path = pairs.folder / f"{name}.json"
+        path.write_text(json.dumps(items))
+        sources.append(LlavaJson(path, pairs.images, 1 << 12, name))
+    convert_pairs(sources, pairs.out, eval_ratio=0.25, size_limit=1 << 12, show_progress=False)
+    return pairs

@@ -8,10 +8,11 @@ from io import BytesIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from convert.errors import Reason, Rejected
 from convert.images import check_image
+from vlm_composer.data.images import to_rgb
 
 steady = settings(deadline=None, derandomize=True, database=None)
 
@@ -49,6 +50,14 @@ def png_header_of(width: int, height: int) -> bytes:
             encoded(GRADIENT, "GIF", save_all=True, append_images=[GRADIENT]), id="moving"
         ),
         pytest.param(encoded(GRADIENT, "WEBP"), id="webp"),
+        pytest.param(
+            encoded(GRADIENT, "WEBP", save_all=True, append_images=[GRADIENT] * 3),
+            id="moving-webp",
+        ),
+        pytest.param(
+            encoded(GRADIENT, "PNG", save_all=True, append_images=[GRADIENT.rotate(90)]),
+            id="moving-png",
+        ),
         pytest.param(encoded(GRADIENT, "BMP"), id="bmp"),
         pytest.param(JPEG + b"trailing bytes", id="trailing"),
     ],
@@ -83,9 +92,29 @@ def test_rejected(data: bytes, reason: Reason) -> None:
     assert rejected.value.reason is reason
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535, b"bad"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_image_is_as_large_as_training_shows_it(form: str, orientation: object) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    raw = exif.tobytes() if orientation != b"bad" else b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    data = encoded(GRADIENT.convert("RGB"), form, exif=raw)
+    with Image.open(BytesIO(data)) as image:
+        assert check_image(data) == to_rgb(image).size
+    assert check_image(data) == ((32, 48) if orientation in (5, 6, 7, 8) else (48, 32))
+
+
+GIF, WEBP, BMP = (encoded(GRADIENT, form) for form in ("GIF", "WEBP", "BMP"))
+ROTATED = Image.Exif()
+ROTATED[ExifTags.Base.Orientation] = 6
+TURNED = encoded(GRADIENT.convert("RGB"), "JPEG", exif=ROTATED)
+
+
 @steady
 @given(
-    original=st.sampled_from([JPEG, PNG]),
+    original=st.sampled_from([JPEG, PNG, GIF, WEBP, BMP, TURNED]),
     cut=st.integers(0, 2000),
     damage=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4),
 )

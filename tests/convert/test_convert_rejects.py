@@ -13,7 +13,9 @@ from PIL import Image
 from convert import ConversionError
 from convert.errors import Reason, Rejected
 from convert.record import read_record
-from convert.sources import LlavaJson
+from convert.sources import Item, LlavaJson
+from convert.sources.image_stores import ImageFolder
+from source_items import items_of
 
 SIZE_LIMIT = 1 << 16
 HUMAN = {"from": "human", "value": "What is it?"}
@@ -113,11 +115,17 @@ def bad_files(pairs: Any) -> Any:
 def test_rejected_for_its_reason(bad_files: Any, name: str) -> None:
     fields, reason = BAD_FIELDS[name]
     item = bad_files.items[0] | fields
-    source = LlavaJson(bad_files.write_json(), bad_files.images, max_image_bytes=SIZE_LIMIT)
     with pytest.raises(Rejected) as rejected:
-        read_record(item, source)
+        read_record(found(bad_files, item))
     assert rejected.value.reason is reason
     assert rejected.value.detail
+
+
+def found(pairs: Any, fields: Any) -> Item:
+    """What a source finds where its JSON holds one item."""
+    pairs.items = [fields]
+    (item,) = items_of(LlavaJson(pairs.write_json(), pairs.images, SIZE_LIMIT))
+    return item
 
 
 def test_every_item_ends_somewhere_and_the_numbers_add_up(bad_files: Any) -> None:
@@ -135,7 +143,7 @@ def test_every_item_ends_somewhere_and_the_numbers_add_up(bad_files: Any) -> Non
     assert summary.samples_in == summary.train + summary.eval + summary.rejected
     assert summary.rejected == len(rejects) == len(bad) + 1
     assert [line["index"] for line in rejects] == list(range(1, first_good))
-    assert {line["reason"] for line in rejects} == set(Reason)
+    assert {line["reason"] for line in rejects} == {*Reason} - {Reason.NOT_JSON}
     assert summary.rejected_by_reason == Counter(line["reason"] for line in rejects)
     for line in rejects:
         assert set(line) == {"index", "id", "image", "reason", "detail"}
@@ -159,7 +167,7 @@ def test_the_placeholder_is_appended_where_it_is_missing(
     pairs: Any, value: str, prompt: str
 ) -> None:
     item = pairs.add(conversations=[{"from": "human", "value": value}, GPT])
-    record, _ = read_record(item, LlavaJson(pairs.write_json(), pairs.images, SIZE_LIMIT))
+    record, _ = read_record(found(pairs, item))
     assert record["prompt"] == prompt
 
 
@@ -174,7 +182,7 @@ def test_the_first_turn_of_each_is_taken(pairs: Any) -> None:
             {"from": "gpt", "value": ""},
         ],
     )
-    record, size = read_record(item, LlavaJson(pairs.write_json(), pairs.images, SIZE_LIMIT))
+    record, size = read_record(found(pairs, item))
     assert record["id"] == "7"
     assert record["prompt"] == "What is it?\n<image>"
     assert record["answer"] == "A gradient."
@@ -185,8 +193,8 @@ def test_the_first_turn_of_each_is_taken(pairs: Any) -> None:
 def test_links_and_dots_that_stay_inside_are_followed(pairs: Any) -> None:
     name = pairs.add()["image"]
     (pairs.images / "link.jpg").symlink_to(name)
-    source = LlavaJson(pairs.write_json(), pairs.images, SIZE_LIMIT)
-    assert source.image_bytes("link.jpg") == source.image_bytes(f"00000/../{name}")
+    images = ImageFolder(str(pairs.images), SIZE_LIMIT)
+    assert images.read("link.jpg") == images.read(f"00000/../{name}")
 
 
 json_values = st.recursive(
@@ -201,18 +209,8 @@ turn_like = st.dictionaries(st.sampled_from(["from", "value"]), json_values | st
 @settings(deadline=None, derandomize=True, database=None)
 @given(item=json_values | st.dictionaries(keys, json_values | st.lists(turn_like, max_size=3)))
 def test_any_json_is_rejected_not_crashed_on(item: object) -> None:
-    class NoImages:
-        def __len__(self) -> int:
-            return 0
-
-        def items(self) -> Any:
-            return iter(())
-
-        def image_bytes(self, name: str) -> bytes:
-            raise Rejected(Reason.MISSING_IMAGE, name)
-
     with pytest.raises(Rejected):
-        read_record(item, NoImages())
+        read_record(Item(0, item, Rejected(Reason.MISSING_IMAGE, "none")))
 
 
 def test_too_many_rejects_fail_the_run(pairs: Any) -> None:

@@ -3,12 +3,13 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert import ConversionError
-from convert.split import assign_sides, num_eval
+from convert.split import EVAL, NOT_TAKEN, TRAIN, Permutation, Split, num_eval
 
 steady = settings(deadline=None, derandomize=True, database=None)
 counts = st.integers(1, 3000)
@@ -16,14 +17,18 @@ ratios = st.decimals(0, "0.99", places=3).map(float)
 seeds = st.integers(0, 2**32 - 1)
 
 
+def order(size: int, seed: int) -> np.ndarray:
+    return Permutation(size, seed).positions(np.arange(size))
+
+
 @pytest.mark.parametrize(
     ("max_samples", "train", "evaluation"), [(None, 546_965, 11_163), (5_000, 4_900, 100)]
 )
 def test_numbers_of_the_spec(max_samples: int | None, train: int, evaluation: int) -> None:
-    sides = assign_sides(558_128, 0.02, max_samples, seed=17)
-    assert sides.count("train") == train
-    assert sides.count("eval") == evaluation
-    assert sides.count(None) == 558_128 - train - evaluation
+    sides = Split(558_128, 0.02, max_samples, seed=17).sides(0, 558_128)
+    assert np.count_nonzero(sides == TRAIN) == train
+    assert np.count_nonzero(sides == EVAL) == evaluation
+    assert np.count_nonzero(sides == NOT_TAKEN) == 558_128 - train - evaluation
 
 
 @steady
@@ -56,17 +61,51 @@ def test_rounding(num_samples: int, ratio: float, expected: int) -> None:
 
 
 @steady
+@given(size=counts, seed=seeds)
+def test_every_position_is_taken_once(size: int, seed: int) -> None:
+    assert sorted(order(size, seed).tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 1000, 100_000])
+def test_every_item_goes_anywhere(size: int) -> None:
+    """Over many seeds, the mean position of an item is the middle, and its spread a uniform's."""
+    few = np.array([0, 1, size // 2, size - 1])
+    runs = 2000
+    positions = np.array([Permutation(size, seed).positions(few) for seed in range(runs)])
+    deviation = math.sqrt((size**2 - 1) / 12)
+    error = 5 * deviation / math.sqrt(runs)
+    assert np.abs(positions.mean(axis=0) - (size - 1) / 2).max() < error
+    assert np.abs(positions.std(axis=0) - deviation).max() < error
+
+
+def test_neighbours_are_torn_apart() -> None:
+    """Steps between the positions of neighbours are those of two random numbers."""
+    steps = np.abs(np.diff(order(100_000, 17))) / 100_000
+    expected = [(1 - (1 - x) ** 2) for x in (0.1, 0.25, 0.5)]  # a triangular distribution
+    found = [(steps < x).mean() for x in (0.1, 0.25, 0.5)]
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+def test_eval_is_spread_evenly_over_the_source() -> None:
+    positions = order(100_000, 3)
+    by_tenth = (positions < 10_000).reshape(10, -1).sum(axis=1)
+    assert abs(by_tenth - 1000).max() < 5 * math.sqrt(900)
+
+
+@steady
 @given(num_items=counts, ratio=ratios, seed=seeds, data=st.data())
 def test_sides_for_other_sizes(
     num_items: int, ratio: float, seed: int, data: st.DataObject
 ) -> None:
     max_samples = data.draw(st.none() | st.integers(1, num_items))
-    sides = assign_sides(num_items, ratio, max_samples, seed)
+    split = Split(num_items, ratio, max_samples, seed)
+    sides = split.sides(0, num_items)
     taken = num_items if max_samples is None else max_samples
-    assert len(sides) == num_items  # a list: no item can be on two sides
-    assert sides.count("eval") == num_eval(taken, ratio)
-    assert sides.count("train") == taken - num_eval(taken, ratio)
-    assert sides == assign_sides(num_items, ratio, max_samples, seed)
+    assert np.count_nonzero(sides == EVAL) == num_eval(taken, ratio)
+    assert np.count_nonzero(sides == TRAIN) == taken - num_eval(taken, ratio)
+    cut = data.draw(st.integers(0, num_items))  # in parts it is the same
+    parts = [split.sides(0, cut), split.sides(cut, num_items - cut)]
+    assert np.concatenate(parts).tolist() == sides.tolist()
 
 
 @steady
@@ -75,29 +114,23 @@ def test_more_samples_contain_the_fewer(
     num_items: int, ratio: float, seed: int, data: st.DataObject
 ) -> None:
     fewer = data.draw(st.integers(1, num_items - 1))
-    some = assign_sides(num_items, ratio, fewer, seed)
-    more = assign_sides(num_items, ratio, fewer + 1, seed)
-    assert all(more[item] is not None for item, side in enumerate(some) if side is not None)
+    some = Split(num_items, ratio, fewer, seed).sides(0, num_items)
+    more = Split(num_items, ratio, fewer + 1, seed).sides(0, num_items)
+    assert (more[some != NOT_TAKEN] != NOT_TAKEN).all()
 
 
 def test_the_permutation_never_changes() -> None:
-    """An upgrade of numpy that moved samples between train and eval would show here."""
-    sides = assign_sides(20, 0.2, 10, seed=17)
-    assert [item for item, side in enumerate(sides) if side == "eval"] == [3, 14]
-    assert [item for item, side in enumerate(sides) if side == "train"] == [
-        1,
-        2,
-        5,
-        8,
-        10,
-        11,
-        12,
-        13,
+    """A change that moved samples between train and eval would show here."""
+    assert order(20, 17).tolist() == [  # fmt: skip
+        13, 5, 9, 11, 18, 7, 0, 4, 17, 1, 3, 14, 19, 10, 8, 16, 15, 2, 6, 12
     ]
+    far = Permutation(10**12, 17).positions(np.array([0, 1, 10**12 - 1]))
+    assert far.tolist() == [80659210844, 857004471183, 680317083717]
 
 
 def test_another_seed_gives_another_split() -> None:
-    assert assign_sides(1000, 0.5, None, seed=1) != assign_sides(1000, 0.5, None, seed=2)
+    orders = {tuple(order(1000, seed).tolist()) for seed in range(50)}
+    assert len(orders) == 50
 
 
 @pytest.mark.parametrize(
@@ -111,4 +144,4 @@ def test_another_seed_gives_another_split() -> None:
 def test_settings_out_of_range(setting: str, value: float) -> None:
     settings = {"eval_ratio": 0.02, "max_samples": None, "seed": 17, setting: value}
     with pytest.raises(ConversionError, match=f"{setting} is {value}.*: give"):
-        assign_sides(10, **settings)
+        Split(10, **settings)

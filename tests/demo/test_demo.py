@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_composer.demo.contact_sheet import Caption, draw_contact_sheet
-
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -48,11 +46,3 @@ def test_a_run_too_short_to_learn_says_so(project):
     assert re.search(r"^The demo took [\d.]+ minutes\.$", summary, re.M)
     with Image.open(project / "runs" / "demo" / "captions.png") as sheet:
         assert sheet.width > 300
-
-
-def test_a_contact_sheet_has_a_cell_for_each_caption():
-    red, blue = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
-    one = draw_contact_sheet([Caption(red, "red", "a red square")])
-    two = draw_contact_sheet([Caption(red, "red", "x"), Caption(blue, "blue", "y")])
-    assert {(255, 0, 0), (0, 0, 255)} <= {colour for _, colour in two.getcolors(1 << 20)}
-    assert (0, 0, 255) not in {colour for _, colour in one.getcolors(1 << 20)}

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ from PIL import Image
 from convert import ConversionError, convert_llava
 from vlm_composer.assembly import assemble_encoder, assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
+from vlm_composer.data.contact_sheet import Cell, Text, draw_contact_sheet
 from vlm_composer.data.images import to_rgb
-from vlm_composer.demo.contact_sheet import Caption, draw_contact_sheet
 from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision
@@ -42,6 +43,20 @@ MARGIN = 0.3
 """Nats by which the right images must beat the wrong ones for the demo to succeed."""
 
 log = logging.getLogger("vlm_composer.demo")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One image with what it is and what the model says of it."""
+
+    image: Image.Image
+    truth: str
+    generated: str
+
+    def cell(self) -> Cell:
+        """Its place on a contact sheet."""
+        texts = Text("true: " + self.truth), Text("model: " + self.generated, "#0a58ca")
+        return Cell(self.image, texts)
 
 
 def prepare(folder: Path) -> None:
@@ -159,7 +174,8 @@ def main() -> int:
         print(f"the training ended with exit code {error.returncode}; see above", file=sys.stderr)
         return 1
     captions = caption_held_out(run_folder)
-    draw_contact_sheet(captions).save(run_folder / "captions.png")
+    sheet = draw_contact_sheet([caption.cell() for caption in captions])
+    sheet.save(run_folder / "captions.png")
     learned = summarize(run_folder, captions)
     print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0 if learned else 1

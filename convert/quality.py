@@ -1,0 +1,262 @@
+"""What can be said of the samples of a data set without training on it: quality.json.
+
+Everything here is a running sum or has a fixed number of bins: it takes the same memory for any
+number of samples, and the statistics of partitions add up to those of all.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from convert.duplicates import Sharing
+from vlm_composer.data.schema import Record
+
+WORDS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
+CHARACTERS = (0, 5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+PIXELS = (0, 16, 32, 64, 128, 224, 256, 336, 384, 448, 512, 640, 768, 1024, 2048, 4096)
+BYTES = (0, *(1 << power for power in range(8, 27)))
+
+PLACEHOLDER_TEXTS = 10
+"""An image with so many different texts may say "image not found" in place of another."""
+
+_PROMPTS = 1000
+"""Different prompts that are counted one by one: the first ones."""
+_PROMPT_LENGTH = 200
+_PROMPTS_LISTED = 100
+_ALARMING_SHARE = 0.01
+
+_MAGIC = (
+    (b"\xff\xd8", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"RIFF", "WEBP"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+)
+
+
+@dataclass
+class Histogram:
+    """Counts of whole numbers by bins: `bins[i]` numbers are ≥ `edges[i]` and < `edges[i + 1]`."""
+
+    edges: Sequence[int]
+    bins: list[int] = field(default_factory=list)
+    count: int = 0
+    total: int = 0
+    min: int | None = None
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        self.bins = self.bins or [0] * len(self.edges)
+
+    def add(self, number: int) -> None:
+        """Count a number of at least `edges[0]`."""
+        self.bins[bisect_right(self.edges, number) - 1] += 1
+        self.count += 1
+        self.total += number
+        self._widen(number)
+
+    def merge(self, other: Histogram) -> None:
+        """Count what another has counted by the same bins."""
+        self.bins = [mine + theirs for mine, theirs in zip(self.bins, other.bins, strict=True)]
+        self.count += other.count
+        self.total += other.total
+        for number in (other.min, other.max):
+            if number is not None:
+                self._widen(number)
+
+    @property
+    def mean(self) -> float | None:
+        """Of all numbers; None of none."""
+        return self.total / self.count if self.count else None
+
+    def _widen(self, number: int) -> None:
+        self.min = number if self.min is None else min(self.min, number)
+        self.max = number if self.max is None else max(self.max, number)
+
+
+@dataclass
+class PromptCounts:
+    """How often each prompt is asked, up to a number of different ones."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """The start of a prompt → samples."""
+
+    others: int = 0
+    """Samples with prompts that were met once `counts` was full."""
+
+    def add(self, prompt: str, count: int = 1) -> None:
+        """Count a prompt."""
+        prompt = prompt[:_PROMPT_LENGTH]
+        if prompt in self.counts or len(self.counts) < _PROMPTS:
+            self.counts[prompt] = self.counts.get(prompt, 0) + count
+        else:
+            self.others += count
+
+    def merge(self, other: PromptCounts) -> None:
+        """Count what another has counted, of samples that come later."""
+        for prompt, count in other.counts.items():
+            self.add(prompt, count)
+        self.others += other.others
+
+
+class Statistics:
+    """Lengths, sizes and prompts of some samples."""
+
+    def __init__(self) -> None:
+        self.histograms = {
+            "width": Histogram(PIXELS),
+            "height": Histogram(PIXELS),
+            "bytes": Histogram(BYTES),
+            "words": Histogram(WORDS),
+            "characters": Histogram(CHARACTERS),
+        }
+        self.formats: Counter[str] = Counter()
+        self.prompts = PromptCounts()
+
+    def add(self, record: Record, size: tuple[int, int]) -> None:
+        """Count a sample.
+
+        Args:
+            record: The sample.
+            size: Its image's (width, height) in pixels.
+        """
+        image, answer = record["image"], record["answer"]
+        numbers = (*size, len(image), len(answer.split()), len(answer))
+        for histogram, number in zip(self.histograms.values(), numbers, strict=True):
+            histogram.add(number)
+        known = (name for magic, name in _MAGIC if image.startswith(magic))
+        self.formats[next(known, "other")] += 1
+        self.prompts.add(record["prompt"])
+
+    def merge(self, other: Statistics) -> None:
+        """Count what another has counted, of samples that come later."""
+        for name, histogram in self.histograms.items():
+            histogram.merge(other.histograms[name])
+        self.formats += other.formats
+        self.prompts.merge(other.prompts)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, for `from_json`."""
+        return {
+            "histograms": {name: asdict(value) for name, value in self.histograms.items()},
+            "formats": dict(self.formats),
+            "prompts": asdict(self.prompts),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        statistics = cls()
+        statistics.histograms = {
+            name: Histogram(**fields) for name, fields in value["histograms"].items()
+        }
+        statistics.formats = Counter(value["formats"])
+        statistics.prompts = PromptCounts(**value["prompts"])
+        return statistics
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What quality.json says of the samples of both sides."""
+
+    samples: int
+    rejected_by_reason: dict[str, int]
+
+    exact_duplicates: int
+    """Samples whose image and text an earlier sample has. (Those that were dropped are rejects.)"""
+
+    same_image_other_text: int
+    """Samples whose image, but not text, an earlier sample has."""
+
+    placeholder_images: int
+    """Images with at least `PLACEHOLDER_TEXTS` different texts."""
+
+    placeholder_examples: list[dict[str, Any]]
+    """Of these the worst: their number of samples and of different texts, and their first items as
+    in rejects.jsonl."""
+
+    captions: dict[str, dict[str, Any]]
+    """Of the answers, histograms of `words` and `characters`."""
+
+    images: dict[str, dict[str, Any]]
+    """Histograms of `width`, `height` and `bytes`."""
+
+    formats: dict[str, int]
+    """Images of each file format."""
+
+    prompts: list[dict[str, Any]]
+    """The most frequent prompts and their counts, as far as `prompts_uncounted` lets one say."""
+
+    prompts_different: int
+    """Prompts that were counted one by one, by their first 200 characters; at most 1,000."""
+
+    prompts_uncounted: int
+    """Samples with other prompts."""
+
+    @classmethod
+    def of(
+        cls,
+        statistics: Statistics,
+        rejected_by_reason: Mapping[str, int],
+        sharing: Sharing,
+        examples: Sequence[dict[str, Any]],
+    ) -> Self:
+        """Put together what was counted.
+
+        Args:
+            statistics: Of all samples.
+            rejected_by_reason: Of all items.
+            sharing: Of all samples.
+            examples: `sharing.most_shared`, with its items' places in their sources.
+        """
+        histograms = {
+            name: {**asdict(value), "mean": value.mean}
+            for name, value in statistics.histograms.items()
+        }
+        counts = statistics.prompts.counts
+        listed = sorted(counts, key=lambda prompt: -counts[prompt])[:_PROMPTS_LISTED]
+        return cls(
+            samples=statistics.histograms["words"].count,
+            rejected_by_reason=dict(rejected_by_reason),
+            exact_duplicates=sharing.exact_duplicates,
+            same_image_other_text=sharing.same_image_other_text,
+            placeholder_images=sharing.much_shared,
+            placeholder_examples=list(examples),
+            captions={name: histograms[name] for name in ("words", "characters")},
+            images={name: histograms[name] for name in ("width", "height", "bytes")},
+            formats=dict(statistics.formats),
+            prompts=[{"prompt": prompt, "samples": counts[prompt]} for prompt in listed],
+            prompts_different=len(counts),
+            prompts_uncounted=statistics.prompts.others,
+        )
+
+    def to_json(self) -> str:
+        """The text of quality.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def alarms(self) -> list[str]:
+        """What somebody should look at before training on it, a line each."""
+        alarms = []
+        if self.placeholder_images:
+            worst = self.placeholder_examples[0]
+            alarms.append(
+                f"{self.placeholder_images} images have {PLACEHOLDER_TEXTS} or more different "
+                f"texts, one has {worst['texts']} (first at {_place(worst['items'][0])}): do they "
+                "say that an image was not found?"
+            )
+        if self.exact_duplicates > _ALARMING_SHARE * self.samples:
+            alarms.append(
+                f"{self.exact_duplicates} of {self.samples} samples repeat the image and text of "
+                "another: --drop-duplicates leaves them out"
+            )
+        return alarms
+
+
+def _place(item: Mapping[str, Any]) -> str:
+    of = f" of {item['source']}" if "source" in item else ""
+    return f"item {item['index']}{of}"

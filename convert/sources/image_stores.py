@@ -1,0 +1,147 @@
+"""Where the images are that JSON items name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from convert.errors import ConversionError, Reason, Rejected
+
+T = TypeVar("T")
+
+THREADS = 8
+"""Requests of a bucket at a time, in each process: fewer than boto3 keeps connections."""
+
+_WINDOW = 2 * THREADS
+"""Images that may wait for one before them."""
+
+
+class ImageStore(ABC):
+    """Images by their names. Like a source, it is sent to processes and opens its files there."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Makes sure that it is there.
+
+        Raises:
+            ConversionError: If it is not.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values that change when it does."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """An image, byte for byte.
+
+        Raises:
+            Rejected: If the name leads nowhere or out of the store, or cannot be read.
+        """
+
+    def read_many(self, names: Iterable[str | Rejected]) -> Iterator[bytes | Rejected]:
+        """Several images in order; where there is no name, what stands in its place."""
+        for name in names:
+            yield name if isinstance(name, Rejected) else or_reason(partial(self.read, name))
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing open)
+        """Closes what this process has open."""
+
+
+class ImageFolder(ImageStore):
+    """A folder of image files.
+
+    Args:
+        root: What the items' `image` paths start from.
+        max_image_bytes: Larger files are rejected without being read.
+    """
+
+    def __init__(self, root: str, max_image_bytes: int) -> None:
+        self._given = root
+        self._root = os.path.realpath(root)
+        self._max_image_bytes = max_image_bytes
+
+    def check(self) -> None:
+        if not os.path.isdir(self._root):
+            raise ConversionError(
+                f"{self._given}: no such folder, and no zip or tar; a folder of images holds "
+                "00000/, 00001/, …"
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"folder": self._root}
+
+    def read(self, name: str) -> bytes:
+        try:
+            if os.path.isabs(name):
+                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} is an absolute path")
+            path = os.path.realpath(os.path.join(self._root, name))
+            if os.path.commonpath([self._root, path]) != self._root:
+                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} leads to {path!r}")
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would block for ever
+                raise Rejected(Reason.UNREADABLE_IMAGE, f"{name!r} is not a file")
+            if status.st_size > self._max_image_bytes:
+                raise Rejected(
+                    Reason.TOO_LARGE,
+                    f"{status.st_size} bytes, more than a shard holds ({self._max_image_bytes})",
+                )
+            return Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Rejected(Reason.MISSING_IMAGE, f"no file {name!r} in the images root") from error
+        except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+            raise Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def image_name(fields: object) -> str | Rejected:
+    """The image that an item names, or why it names none."""
+    name = fields.get("image") if isinstance(fields, dict) else None
+    if isinstance(name, str) and name:
+        return name
+    return Rejected(Reason.BAD_IMAGE_FIELD, "the item names no image")
+
+
+def or_reason(read: Callable[[], bytes]) -> bytes | Rejected:
+    """What `read` returns, or the reason why not."""
+    try:
+        return read()
+    except Rejected as rejected:
+        return rejected.with_traceback(None)
+
+
+def in_window(
+    threads: ThreadPoolExecutor, read: Callable[[T], bytes], names: Iterable[T | Rejected]
+) -> Iterator[bytes | Rejected]:
+    """Reads several images at a time, and gives them in order.
+
+    Args:
+        threads: Who reads.
+        read: Reads one; a `Rejected` that it raises stands in its place.
+        names: What `read` is given; a `Rejected` among them is passed on.
+    """
+    window: deque[Future[bytes | Rejected] | Rejected] = deque()
+    try:
+        for name in names:
+            if isinstance(name, Rejected):
+                window.append(name)
+            else:
+                window.append(threads.submit(or_reason, partial(read, name)))
+            if len(window) == _WINDOW:
+                yield _outcome(window.popleft())
+        while window:
+            yield _outcome(window.popleft())
+    finally:
+        for left in window:
+            if not isinstance(left, Rejected):
+                left.cancel()
+
+
+def _outcome(waiting: Future[bytes | Rejected] | Rejected) -> bytes | Rejected:
+    return waiting if isinstance(waiting, Rejected) else waiting.result()

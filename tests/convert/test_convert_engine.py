@@ -1,0 +1,135 @@
+"""The local engine: results, errors, and what becomes of workers."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pytest
+
+from convert import ConversionError
+from convert.engine import LocalEngine, Tell
+
+TREE = Path(__file__).parents[2]
+
+
+def square(number: int, tell: Tell) -> tuple[int, int]:
+    tell(number)
+    return number * number, os.getpid()
+
+
+def refuse_three(number: int, tell: Tell) -> int:
+    if number == 3:
+        raise ConversionError("three is not a number")
+    return number
+
+
+def die_at_three(number: int, tell: Tell) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def say_and_stay(path: str, number: int, tell: Tell) -> None:
+    with open(path, "w") as fifo:
+        fifo.write(f"{os.getpid()}\n")
+    signal.pause()
+
+
+class Kept:
+    """Counts how often it was called since it was sent to its process."""
+
+    calls = 0
+
+    def __call__(self, task: int, tell: Tell) -> int:
+        self.calls += 1
+        return self.calls
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_results_and_messages(workers: int) -> None:
+    heard: list[int] = []
+    results = dict(LocalEngine(workers).map(square, iter(range(20)), heard.append))
+    assert {place: value for place, (value, _) in results.items()} == {
+        number: number * number for number in range(20)
+    }
+    assert sorted(heard) == list(range(20))
+    pids = {pid for _, pid in results.values()}
+    assert (pids == {os.getpid()}) == (workers == 1)
+    assert len(pids) <= workers
+
+
+def test_one_task_needs_no_process() -> None:
+    assert list(LocalEngine(4).map(square, [3])) == [(0, (9, os.getpid()))]
+    assert list(LocalEngine(4).map(square, [])) == []
+
+
+def test_tasks_are_taken_as_there_is_somebody_to_do_them() -> None:
+    taken: list[int] = []
+    tasks = (taken.append(number) or number for number in range(100))
+    with closing(LocalEngine(2).map(square, tasks)) as results:
+        next(results)
+        assert len(taken) <= 4
+
+
+def test_a_worker_keeps_its_function() -> None:
+    calls = [value for _, value in LocalEngine(2).map(Kept(), range(10))]
+    assert sum(1 for value in calls if value == 1) <= 2
+    assert max(calls) >= 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_is_raised_here(workers: int) -> None:
+    with pytest.raises(ConversionError, match="three is not a number"):
+        list(LocalEngine(workers).map(refuse_three, range(10)))
+
+
+def test_a_worker_that_dies_is_an_error() -> None:
+    with pytest.raises(ConversionError, match=r"worker process died \(killed by SIGKILL\)"):
+        list(LocalEngine(2).map(die_at_three, range(10)))
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(ConversionError, match="workers is 0"):
+        LocalEngine(0)
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+def read_pids(fifo: Path, count: int) -> list[int]:
+    pids: list[int] = []
+    while len(pids) < count:
+        pids += map(int, fifo.read_text().split())  # waits for one that opens it to write
+    return pids
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_workers_end_with_their_parent(fifo: Path, name: str) -> None:
+    script = (
+        "from functools import partial; from convert.engine import LocalEngine; "
+        "from test_convert_engine import say_and_stay\n"
+        f"if __name__ == '__main__': list(LocalEngine(2).map(partial(say_and_stay, {str(fifo)!r}),"
+        " range(4)))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": f"{TREE}:{Path(__file__).parent}"},
+        stderr=subprocess.PIPE,
+    )
+    workers = [os.pidfd_open(pid) for pid in read_pids(fifo, 2)]
+    run.send_signal(getattr(signal, name))
+    _, error = run.communicate(timeout=60)
+    assert (b"KeyboardInterrupt" in error) == (name == "SIGINT")
+    assert error.count(b"Traceback") <= 1  # no word of the workers
+    while workers:
+        ended = wait(workers, timeout=60)
+        assert ended, "a worker outlives its parent"
+        workers = [worker for worker in workers if worker not in ended]

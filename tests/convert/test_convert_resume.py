@@ -1,0 +1,209 @@
+"""Conversions that are killed anywhere and go on, and those that get in each other's way."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert import ConversionError
+from convert.destination import open_destination
+from killed_runs import kill_at
+from vlm_composer.storage import S3Store
+
+SETTINGS: dict[str, Any] = {
+    "eval_ratio": 0.1,
+    "drop_duplicates": True,
+    "size_limit": 1 << 16,
+    "max_reject_ratio": 0.1,
+}
+PLACES = {
+    "in the first pass": ("convert.tasks:read_fields", 1500),
+    "between the passes": ("convert.passes:find_exceptions", 1),
+    "before any partition is finished": ("convert.tasks:read_record", 500),
+    "in the second partition": ("convert.tasks:read_record", 1500),
+    "with shards that the journal does not know of": ("convert.journal:Journal.finish", 2),
+    "in the merge": ("convert.merge:publish_index", 2),
+    "before the summary": ("convert.merge:Summary", 1),
+    "in the cleaning": ("convert.destination:Destination.delete", 3),
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder but what tells one run from another."""
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    summary = json.loads(found.pop("summary.json"))
+    del summary["seconds"], summary["arguments"]
+    return {**found, "summary": json.dumps(summary).encode()}
+
+
+@pytest.fixture(scope="module")
+def source(pairs_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Items for three partitions; some share an image, some are copies, some are bad."""
+    pairs = pairs_in(tmp_path_factory.mktemp("source"))
+    pairs.add(1200)
+    for shared in pairs.items[:40:2]:
+        pairs.add(image=shared["image"])
+    pairs.items += pairs.items[100:120]
+    pairs.add(3, image="nothing.jpg")
+    pairs.add(1000)
+    return pairs
+
+
+@pytest.fixture
+def many(source: Any, tmp_path: Path) -> Any:
+    """`source`, to be converted to a place of the test's own."""
+    pairs = copy.copy(source)
+    pairs.items, pairs.folder, pairs.out = [*source.items], tmp_path, tmp_path / "out"
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Any) -> dict[str, bytes]:
+    source.convert(**SETTINGS)
+    return files(source.out)
+
+
+@pytest.fixture
+def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs keep what is on its way."""
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_run_goes_on(many: Any, undisturbed: dict[str, bytes], staging: Path, place: str) -> None:
+    kill_at(*PLACES[place], many.folder, many.write_json(), many.images, many.out, **SETTINGS)
+    assert (many.out / ".convert" / "plan.json").exists()
+    assert list(staging.iterdir()), "it left nothing"
+    many.convert(**SETTINGS)
+    assert files(many.out) == undisturbed
+    assert not list(staging.iterdir())
+
+
+def test_workers_of_a_killed_run_end_with_it(many: Any, undisturbed: dict[str, bytes], staging: Path) -> None:
+    kill_at(
+        "convert.tasks:read_record", 500, many.folder,
+        many.write_json(), many.images, many.out, **SETTINGS, workers=2,
+    )  # fmt: skip
+    many.convert(**SETTINGS)
+    assert files(many.out) == undisturbed
+    assert not list(staging.iterdir())
+
+
+def test_what_is_finished_is_not_done_again(many: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "convert.journal:Journal.finish", 3
+    kill_at(*place, many.folder, many.write_json(), many.images, many.out, **SETTINGS)
+    before = {path: path.stat().st_mtime_ns for path in many.out.rglob("shard.0000[01]*")}
+    assert len(before) > 10
+    many.convert(**SETTINGS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_shards_that_somebody_deleted_are_written_again(many: Any, undisturbed: dict[str, bytes]) -> None:
+    place = "convert.journal:Journal.finish", 3
+    kill_at(*place, many.folder, many.write_json(), many.images, many.out, **SETTINGS)
+    next(many.out.glob("train/shard.00000.*")).unlink()
+    many.convert(**SETTINGS)
+    assert files(many.out) == undisturbed
+
+
+def test_another_command_does_not_go_on_with_it(many: Any) -> None:
+    place = "convert.journal:Journal.finish", 2
+    kill_at(*place, many.folder, many.write_json(), many.images, many.out, **SETTINGS)
+    before = many.files()
+    with pytest.raises(ConversionError, match=r"eval_ratio 0\.1 \(now 0\.2\): .*--overwrite"):
+        many.convert(**SETTINGS | {"eval_ratio": 0.2})
+    many.add()
+    with pytest.raises(ConversionError, match=r"unfinished conversion with sources\.0\."):
+        many.convert(**SETTINGS)
+    assert many.files() == before
+    many.items = many.items[:20]
+    many.convert(eval_ratio=0, overwrite=True)
+    assert [name for name in many.files() if name.endswith(".mds")] == [
+        "train/shard.00000.00000.mds"
+    ]
+
+
+def test_a_run_without_an_index_is_no_data_set(many: Any) -> None:
+    place = "convert.journal:Journal.finish", 3
+    kill_at(*place, many.folder, many.write_json(), many.images, many.out, **SETTINGS)
+    assert list(many.out.rglob("*.mds"))
+    assert not [n for n in many.files() if n.endswith(("index.json", "summary.json"))]
+
+
+def test_two_runs_do_not_write_to_one_place(pairs: Any) -> None:
+    pairs.add(5)
+    with open_destination(pairs.out):
+        with pytest.raises(ConversionError, match=f"is being written by process {os.getpid()}"):
+            pairs.convert()
+        assert (pairs.out / ".convert" / "lock").exists()
+    pairs.convert()
+
+
+@pytest.mark.s3
+class TestS3:
+    """The same with a bucket, whose journal is in it."""
+
+    def test_a_killed_run_goes_on(self, many: Any, staging: Path, s3_server: Any) -> None:
+        bucket = f"convert-killed-{os.getpid()}"
+        url = s3_server.make_bucket(bucket) + "/some/prefix"
+        place = "convert.journal:Journal.finish", 2
+        kill_at(*place, many.folder, many.write_json(), many.images, url, **SETTINGS)
+        assert "some/prefix/.convert/00000.json" in s3_server.keys(bucket)
+        many.convert(url, **SETTINGS)
+        many.convert(f"{url}-undisturbed", **SETTINGS)
+        found: dict[str, dict[str, str]] = {url: {}, f"{url}-undisturbed": {}}
+        for key in s3_server.keys(bucket):
+            run, _, name = f"s3://{bucket}/{key}".partition("prefix")[2].partition("/")
+            head = s3_server.client().head_object(Bucket=bucket, Key=key)
+            found[f"{url}{run}"][name] = head["ETag"]
+        for names in found.values():
+            del names["summary.json"]
+        assert found[url] == found[f"{url}-undisturbed"]
+        assert not list(staging.iterdir())
+
+    def test_a_store_that_stays_away(
+        self, many: Any, staging: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = s3_server.make_bucket(f"convert-away-{os.getpid()}")
+        put, uploads = S3Store.put, iter(range(1_000))
+
+        def put_until_it_is_killed(store: S3Store, path: Path, name: str) -> None:
+            if next(uploads) == 40:
+                s3_server.kill()
+            put(store, path, name)
+
+        monkeypatch.setattr("convert.destination._PATIENCE", 0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(S3Store, "put", put_until_it_is_killed)
+            with pytest.raises(ConversionError, match="away for .* start the run again"):
+                many.convert(url, **SETTINGS)
+        s3_server.start()
+        many.convert(url, **SETTINGS)
+        assert len(many.ids("train", remote=url)) > 1900
+
+    def test_the_local_disk_is_bounded(
+        self, many: Any, staging: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = s3_server.make_bucket(f"convert-bounded-{os.getpid()}")
+        put, most = S3Store.put, 0
+
+        def put_and_look(store: S3Store, path: Path, name: str) -> None:
+            nonlocal most
+            most = max(most, len(list(staging.rglob("*.mds"))))
+            put(store, path, name)
+
+        monkeypatch.setattr(S3Store, "put", put_and_look)
+        summary = many.convert(url, **SETTINGS | {"size_limit": 1 << 13})
+        assert summary.shards["train"] > 100
+        assert 1 < most <= 4
