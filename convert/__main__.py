@@ -13,7 +13,6 @@ from convert import ConversionError, convert_pairs
 from convert.conversion import SHARD_BYTES
 from convert.sources.opening import SourceSpec, open_source, read_sources_yaml
 
-
 COMMANDS = ("inspect", "verify", "preview")
 """Each in a module of its own with a `main`; everything else is the conversion."""
 

@@ -84,7 +84,8 @@ def test_without_an_eval_side(pairs: Any) -> None:
     summary = pairs.convert(eval_ratio=0)
     assert (summary.train, summary.eval) == (3, 0)
     assert pairs.files() == [
-        "quality.json", "rejects.jsonl", "summary.json", "train/index.json", "train/shard.00000.00000.mds",
+        "quality.json", "rejects.jsonl", "summary.json",
+        "train/index.json", "train/shard.00000.00000.mds",
     ]  # fmt: skip
 
 
@@ -97,7 +98,9 @@ def test_a_data_set_is_refused_and_overwritten_whole(pairs: Any) -> None:
     assert pairs.files() == before
 
     pairs.convert(max_samples=2, eval_ratio=0, overwrite=True)
-    assert [name for name in pairs.files() if name.endswith(".mds")] == ["train/shard.00000.00000.mds"]
+    assert [name for name in pairs.files() if name.endswith(".mds")] == [
+        "train/shard.00000.00000.mds"
+    ]
     assert len(pairs.ids("train")) == 2
 
 
@@ -111,7 +114,9 @@ def test_a_mistake_in_the_source_leaves_the_old_data_set_alone(pairs: Any) -> No
     assert pairs.files() == before
 
 
-@pytest.mark.parametrize("name", ["train/notes.txt", "eval/sub/shard.00000.00000.mds", "train/.hidden"])
+@pytest.mark.parametrize(
+    "name", ["train/notes.txt", "eval/sub/shard.00000.00000.mds", "train/.hidden"]
+)
 def test_files_of_others_are_never_deleted(pairs: Any, name: str) -> None:
     pairs.add(5)
     theirs = pairs.out / name
@@ -194,7 +199,10 @@ class TestS3:
         assert summary.shards["train"] > 8  # more than may wait for their upload
         assert s3_server.keys("convert-round-trip") == sorted(
             [
-                *(f"some/prefix/{name}" for name in ("quality.json", "rejects.jsonl", "summary.json")),
+                *(
+                    f"some/prefix/{name}"
+                    for name in ("quality.json", "rejects.jsonl", "summary.json")
+                ),
                 *(f"some/prefix/{side}/index.json" for side in ("train", "eval")),
                 *(
                     f"some/prefix/{side}/shard.00000.{number:05}.mds"
@@ -218,7 +226,8 @@ class TestS3:
         assert s3_server.keys("convert-overwrite") == before
         pairs.convert(url, max_samples=2, eval_ratio=0, overwrite=True)
         assert s3_server.keys("convert-overwrite") == [
-            "quality.json", "rejects.jsonl", "summary.json", "train/index.json", "train/shard.00000.00000.mds",
+            "quality.json", "rejects.jsonl", "summary.json",
+        "train/index.json", "train/shard.00000.00000.mds",
         ]  # fmt: skip
 
     def test_too_many_rejects_leave_only_their_list(self, pairs: Any, s3_server: Any) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_items import LIMIT, check_pieces_are_independent, items_of, outcomes_of, pieces_of
 
 from convert import ConversionError
 from convert.errors import Reason, Rejected
 from convert.sources import LlavaJson, json_list
 from convert.sources.json_lines import MAX_LINE_BYTES, decode_line, lines
 from convert.sources.json_list import decode_items, item_spans
+from source_items import LIMIT, check_pieces_are_independent, items_of, outcomes_of, pieces_of
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 ITEMS = [
