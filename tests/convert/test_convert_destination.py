@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -156,36 +152,6 @@ def test_malformed_urls(pairs: Any, url: str, problem: str) -> None:
     pairs.add(3)
     with pytest.raises(ConversionError, match=problem):
         pairs.convert(url)
-
-
-def test_a_killed_run_does_not_look_complete(pairs: Any) -> None:
-    """SIGKILL amid the shards: no index, refused without overwrite, and overwritten whole."""
-    pairs.add(100)
-    good = list(pairs.items)
-    pairs.items *= 300
-    script = (
-        "import sys; from convert import convert_llava; "
-        "convert_llava(*sys.argv[1:], size_limit=1 << 12, show_progress=False)"
-    )
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, pairs.write_json(), pairs.images, pairs.out],
-        cwd=Path(__file__).parents[2],
-    )
-    try:
-        while not (pairs.out / "train" / "shard.00000.00002.mds").exists():
-            assert run.poll() is None, "it ended before it could be killed"
-            time.sleep(0.005)
-    finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-
-    assert not [name for name in pairs.files() if name.endswith(("index.json", "summary.json"))]
-    pairs.items = good
-    with pytest.raises(ConversionError, match="already holds"):
-        pairs.convert(**SMALL)
-    summary = pairs.convert(**SMALL, overwrite=True)
-    assert sorted(pairs.ids("train") + pairs.ids("eval")) == [item["id"] for item in good]
-    assert len(list(pairs.out.rglob("*.mds"))) == sum(summary.shards.values())
 
 
 @pytest.mark.s3
