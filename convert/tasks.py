@@ -203,6 +203,8 @@ def write_partition(job: Job, task: Task, tell: Tell) -> tuple[Report, npt.NDArr
         report.samples[side] = writer.num_samples
         report.shards[job.folder(partition.source, side)] = writer.shards
     job.destination.wait()
+    for writer in writers.values():
+        writer.close()
     told.all()
     return report, sorted_hashes(rows)
 

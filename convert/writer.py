@@ -91,6 +91,10 @@ class ShardWriter:
         self._mds.finish()
         self._publish_new_shards()
 
+    def close(self) -> None:
+        """Deletes what is left in staging. To be called once its shards are published."""
+        shutil.rmtree(self._staged)
+
     def _publish_new_shards(self) -> None:
         for shard in self._mds.shards[self.num_shards :]:
             staged = self._staged / shard["raw_data"]["basename"]
@@ -149,5 +153,6 @@ def publish_data_set(
             publish_text(destination, text, f"{side}/{name}")
     destination.wait()
     for side, writer in writers.items():
+        writer.close()
         publish_index(destination, side, writer.shards)
     destination.wait()

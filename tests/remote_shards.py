@@ -15,7 +15,7 @@ from vlm_composer.data.template import Template
 SAMPLES = 80
 """Of the fixture `folder`, in seven shards."""
 DEADLINE = 60
-BAD = "shard.00003.mds"
+BAD = "shard.00000.00003.mds"
 """The one that something happens to."""
 
 

@@ -43,7 +43,7 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
 
     Args:
         action: What to do; it may be run several times.
-        what: Its name for messages, for example "download s3://…/shard.00000.mds".
+        what: Its name for messages, for example "download s3://…/shard.00000.00000.mds".
         seconds: How long it may go on failing.
 
     Returns:

@@ -103,7 +103,7 @@ class TestRemote:
         index, largest = 4096, 2048
         limit = index + 4 * largest
         for number in range(4):
-            (cache / f"shard.{number:05}.mds").unlink()  # the second half stays, read last
+            (cache / f"shard.00000.{number:05}.mds").unlink()  # the second half stays, read last
         used = []
         gets.before = lambda name: used.append(
             sum(path.stat().st_size for path in cache.glob("[!.]*"))

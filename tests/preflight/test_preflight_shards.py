@@ -69,18 +69,19 @@ def test_shards_that_are_as_they_should_be(put, check, tmp_path):
 
 def test_shards_that_are_missing_are_counted_and_named(put, check, folder):
     for number in (1, 2, 4, 5):
-        (folder / f"shard.{number:05}.mds").unlink()
+        (folder / f"shard.00000.{number:05}.mds").unlink()
     (text,) = failures(check(put()))
     assert "4 of 7 shards are missing from" in text
-    assert ": shard.00001.mds, shard.00002.mds, shard.00004.mds and 1 more; upload" in text
+    missing = ", ".join(f"shard.00000.0000{number}.mds" for number in (1, 2, 4))
+    assert f": {missing} and 1 more; upload" in text
 
 
 def test_a_shard_that_was_cut(put, check, folder):
-    path = folder / "shard.00003.mds"
+    path = folder / "shard.00000.00003.mds"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-7])
     (text,) = failures(check(put()))
-    assert f"shard.00003.mds has {size - 7} bytes, the index says {size}; upload" in text
+    assert f"{path.name} has {size - 7} bytes, the index says {size}; upload" in text
 
 
 def test_shards_of_something_else(put, check, folder):

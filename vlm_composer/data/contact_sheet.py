@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,7 +81,8 @@ def _fit(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
     """Shorten a line to a width in pixels."""
     if font.getlength(line) <= width:
         return line
-    kept = bisect_right(
-        range(1, len(line)), width, key=lambda count: font.getlength(line[:count] + "…")
-    )
-    return line[:kept] + "…"
+
+    def too_wide(count: int) -> bool:
+        return font.getlength(line[:count] + "…") > width
+
+    return line[: bisect_left(range(1, len(line)), True, key=too_wide)] + "…"
