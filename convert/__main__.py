@@ -10,6 +10,7 @@ from importlib import import_module
 
 from convert import ConversionError, convert_pairs
 from convert.conversion import SHARD_BYTES
+from convert.engine import Engine
 from convert.source_options import add_source_options, specs_of
 from convert.sources.opening import SourceSpec, open_source
 
@@ -28,6 +29,8 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         specs = specs_of(args)
+        if args.engine == "spark" and args.workers is not None:
+            raise ConversionError("--workers has no use with --engine spark: Spark has its own")
         summary = convert_pairs(
             [open_source(spec, SHARD_BYTES) for spec in specs],
             args.out,
@@ -37,8 +40,9 @@ def main() -> int:
             max_reject_ratio=args.max_reject_ratio,
             drop_duplicates=args.drop_duplicates,
             overwrite=args.overwrite,
-            workers=args.workers,
-            arguments={"sources": [_given(spec) for spec in specs]},
+            workers=len(os.sched_getaffinity(0)) if args.workers is None else args.workers,
+            engine=_open_spark() if args.engine == "spark" else None,
+            arguments={"sources": [_given(spec) for spec in specs], "engine": args.engine},
         )
     except (ConversionError, OSError) as error:
         print(f"convert: {error}", file=sys.stderr)
@@ -62,6 +66,17 @@ def _given(spec: SourceSpec) -> dict[str, str]:
     return {name: value for name, value in dataclasses.asdict(spec).items() if value}
 
 
+def _open_spark() -> Engine:
+    try:
+        from convert.spark_engine import SparkEngine
+    except ModuleNotFoundError as error:
+        raise ConversionError(
+            f"--engine spark needs {error.name}: pip install 'vlm-composer[spark]', and a Java of "
+            "version 17 or 11"
+        ) from error
+    return SparkEngine()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m convert",
@@ -73,9 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes; the data set is the same for any number (default: %(default)s)",
+        help="processes; the data set is the same for any number (default: one a core)",
+    )
+    add(
+        "--engine",
+        choices=("local", "spark"),
+        default="local",
+        help="what runs them: this machine, or Spark as spark-submit or spark-defaults.conf set it "
+        "(default: %(default)s)",
     )
     add(
         "--eval-ratio",

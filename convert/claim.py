@@ -39,7 +39,7 @@ def claim(destination: Destination, overwrite: bool, sources: Sequence[str] = ("
         )
     # The summary and the index files first: half deleted, it must not look complete.
     journal = destination.names(f"{JOURNAL}/")
-    top = [name for name in _TOP if destination.names(name)]
+    top = [name for name in _TOP if name in destination.names(name)]
     for name in [*top, *journal, *sorted(data_set, key=lambda name: name.endswith(".mds"))]:
         destination.delete(name)
 
@@ -63,7 +63,9 @@ def begin(
     """
     journal = Journal(destination)
     begun = journal.plan()
-    if begun is not None and destination.names(SUMMARY):  # it was killed while it cleaned up
+    if begun is not None and SUMMARY in destination.names(
+        SUMMARY
+    ):  # it was killed while it cleaned up
         finished = Summary.from_json(destination.read(SUMMARY) or b"")
         journal.delete()
         if begun == _as_json(plan):

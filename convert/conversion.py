@@ -46,7 +46,8 @@ def convert_llava(
     overwrite: bool = False,
     size_limit: int = SHARD_BYTES,
     show_progress: bool = True,
-    **more: Any,
+    drop_duplicates: bool = False,
+    workers: int = 1,
 ) -> Summary:
     """Converts one LLaVA JSON and its images: `convert_pairs` of one source.
 
@@ -61,7 +62,8 @@ def convert_llava(
         overwrite: Delete a data set that `out` already holds.
         size_limit: Bytes of a shard.
         show_progress: Show a progress bar on stderr.
-        more: Other arguments of `convert_pairs`.
+        drop_duplicates: Leave out copies.
+        workers: Processes.
 
     Returns:
         What summary.json says.
@@ -82,8 +84,9 @@ def convert_llava(
         overwrite=overwrite,
         size_limit=size_limit,
         show_progress=show_progress,
+        drop_duplicates=drop_duplicates,
+        workers=workers,
         arguments={"json": os.fspath(json_path), "images": os.fspath(images_root)},
-        **more,
     )
 
 

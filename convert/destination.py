@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -43,7 +44,7 @@ _PATIENCE = 60.0
 class Destination(ABC):
     """A place for a data set, that processes share.
 
-    It can be sent to other processes of this machine, and opens what it needs in each of them.
+    It can be sent to other processes, and opens what it needs in each of them.
 
     Args:
         out: The place as its user wrote it.
@@ -158,6 +159,15 @@ class Folder(Destination):
         super().__setstate__(state)
         self.folder = self.staging.parents[1]
 
+    def stage(self, name: str) -> Path:
+        if not (self.folder / JOURNAL / "lock").exists():  # which `lock` has made
+            raise ConversionError(
+                f"{self.folder} on {platform.node()} is not the folder that this conversion began "
+                "in: with an engine of several machines, give a bucket or a folder that all of "
+                "them share"
+            )
+        return super().stage(name)
+
     def lock(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / JOURNAL).mkdir(exist_ok=True)
@@ -219,6 +229,11 @@ class Bucket(Destination):
         self._scratch = Scratch()
         super().__init__(url, self._scratch.folder)
         self._store = store
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self.staging.exists():  # on another machine than the one that made it
+            self.staging = Path(tempfile.gettempdir(), self.staging.name)
 
     def lock(self) -> None:
         # No store has locks. This keeps out what is started twice on one machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 from abc import ABC, abstractmethod
 from collections import deque
@@ -95,6 +96,11 @@ class ImageFolder(ImageStore):
                 )
             return Path(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
+            if not os.path.isdir(self._root):
+                raise ConversionError(
+                    f"there is no folder {self._root} on {platform.node()}: every machine that "
+                    "converts needs it at this path, all the time"
+                ) from error
             raise Rejected(Reason.MISSING_IMAGE, f"no file {name!r} in the images root") from error
         except (OSError, ValueError) as error:  # ValueError: no file can have such a name
             raise Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}") from error

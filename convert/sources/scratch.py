@@ -28,6 +28,11 @@ class Scratch:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_is_copy": True}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not self._folder.exists():  # on another machine the temporary folder may be another
+            self._folder = Path(tempfile.gettempdir()) / self._folder.name
+
     def file(self, name: str, make: Callable[[Path], None]) -> Path:
         """A file, made where it is not there yet; other processes wait while one makes it.
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from convert import __main__ as cli
+from convert.writer import ShardWriter
 
 
 def test_a_conversion(pairs: Any) -> None:
@@ -113,3 +114,38 @@ def test_paths_that_cannot_be(pairs: Any, run_here: Any) -> None:
         status, message = run_here(**replaced)
         assert status == 1
         assert problem in message
+
+
+def test_interrupted(pairs: Any, run_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs.add(30)
+    pairs.write_json()
+    write = ShardWriter.write
+
+    def interrupted(writer: ShardWriter, record: Any) -> None:
+        if writer.num_samples == 20:
+            raise KeyboardInterrupt
+        write(writer, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write", interrupted)
+        status, message = run_here("--workers", "1")
+    assert status == 130
+    assert message == f"convert: interrupted: {pairs.out} is not complete; the same command goes on"
+    assert run_here("--workers", "1")[0] == 0
+    assert len(pairs.ids("train")) == 29
+
+
+def test_sources_of_a_file(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs.add(20)
+    sources = pairs.folder / "sources.yaml"
+    entry = f"json: {pairs.write_json()}, images: {pairs.images}"
+    sources.write_text(f"- {{name: one, {entry}}}\n- {{name: two, {entry}}}\n")
+    command = ["convert", "--sources", str(sources), "--out", str(pairs.out), "--eval-ratio", "0"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert cli.main() == 0
+    summary = json.loads((pairs.out / "summary.json").read_text())
+    assert [counts["train"] for counts in summary["sources"].values()] == [20, 20]
+    assert (pairs.out / "two" / "train" / "index.json").exists()
+
+    monkeypatch.setattr(sys, "argv", [*command, "--images", str(pairs.images)])
+    assert cli.main() == 1

@@ -181,7 +181,7 @@ def test_features_are_not_made_of_features(make, tiny_config, tmp_path):
 
 
 def test_a_shard_holds_a_sample(make):
-    with pytest.raises(ConversionError, match="sample s0: too_large"):
+    with pytest.raises(ConversionError, match="sample s1: too_large"):
         make(size_limit=SAMPLE)
 
 

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streaming.base.format import reader_from_json
 
-from convert import ConversionError, convert_pairs
+from convert import ConversionError, convert_llava, convert_pairs
 from convert.engine import LocalEngine
 from convert.errors import NoDataSet
 from convert.partition import Partitions
 from convert.sources import LlavaJson, Piece
+from source_items import images_of, tar_of, zip_of
 
 SETTINGS: dict[str, Any] = {"eval_ratio": 0.1, "size_limit": 1 << 15, "max_reject_ratio": 0.1}
 
@@ -100,6 +101,23 @@ def test_any_number_of_workers_writes_the_same_bytes(pairs: Any) -> None:
     assert runs[0] == runs[1] == runs[2]
     ids = [sample["id"] for sample in stored(out / "train")]
     assert ids == [item["id"] for item in pairs.items if item["id"] in set(ids)]
+
+
+def test_images_in_an_archive_give_the_same_shards(pairs: Any) -> None:
+    """Read by workers, to which an open archive cannot be sent."""
+    pairs.add(1100)
+    images, runs = images_of(pairs), []
+    folder = pairs.folder
+    places = {
+        "folder": pairs.images,
+        "zip": zip_of(images, folder / "images.zip"),
+        "tar": tar_of(images, folder / "images.tar"),
+    }
+    for name, place in places.items():
+        out = folder / name
+        convert_llava(pairs.write_json(), place, out, **SETTINGS, workers=2, show_progress=False)
+        runs.append(written(out))
+    assert runs[0] == runs[1] == runs[2]
 
 
 def stored(folder: Path) -> list[dict[str, Any]]:
