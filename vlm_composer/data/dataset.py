@@ -266,6 +266,12 @@ class CaptionsByIndex(Dataset[dict[str, Any]]):
         """Those of the samples."""
         return self.captions.features
 
+    @property
+    def template(self) -> Template:
+        """What made token ids of the samples."""
+        assert isinstance(self.captions.encoder, SampleEncoder)
+        return self.captions.encoder.template
+
     def __len__(self) -> int:
         return self.captions.num_samples
 
