@@ -201,20 +201,20 @@ class Evidence(AtEvaluation):
         total_Q = torch.zeros(len(questions), dtype=torch.float64)
         for batch in _batched(my_share(len(questions)), self._batch_size):
             asked = [questions[place] for place, _ in batch]
-            texts = [
-                Text(self._texts[q.sample].prompt, self._texts[q.answer].answer) for q in asked
-            ]
+            prompts = [self._texts[question.sample].prompt for question in asked]
+            answers = [self._texts[question.answer].answer for question in asked]
+            unasked = [torch.full_like(prompt, IGNORE_INDEX) for prompt in prompts]
             rows = pack(
-                [torch.cat(text) for text in texts],
-                [torch.cat([torch.full_like(t.prompt, IGNORE_INDEX), t.answer]) for t in texts],
+                [torch.cat(pair) for pair in zip(prompts, answers, strict=True)],
+                [torch.cat(pair) for pair in zip(unasked, answers, strict=True)],
                 image_token_id=model.model.image_token_id,
                 device=tokens_IKD.device,
                 split_prompts=model.cache_prompts,
             )
             images_I = torch.tensor([q.image for q in asked], device=tokens_IKD.device)
             losses_A = model.model.answer_losses(tokens_IKD[images_I], rows).double().cpu()
-            lengths = [len(text.answer) for text in texts]
-            for (place, counts), losses in zip(batch, losses_A.split(lengths), strict=True):
+            by_answer = losses_A.split([len(answer) for answer in answers])
+            for (place, counts), losses in zip(batch, by_answer, strict=True):
                 if counts:
                     total_Q[place] = losses.sum()
         total_Q = state.device.tensor_to_device(total_Q)
