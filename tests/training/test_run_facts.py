@@ -24,7 +24,7 @@ def test_what_a_run_was(tiny_config, tmp_path):
     assert facts["run_name"] == "tiny"
     assert facts["config"] == json.loads(json.dumps(asdict(config)))
     assert facts["seeds"] == {"seed": 17, "shuffle_seed": 17}
-    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert torch.__version__.startswith(facts["versions"]["torch"].partition("+")[0])
     assert {"python", "mosaicml", "mosaicml-streaming", "transformers"} <= facts["versions"].keys()
     assert facts["hardware"]["device_kind"] == "cpu"
     assert facts["hardware"]["ranks"] == facts["hardware"]["nodes"] == 1

@@ -20,7 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer import Callback, DataSpec, Evaluator, Logger, State
 from composer.utils import dist
 
@@ -144,7 +143,7 @@ class RunFacts(Callback):
             return
         self._clock = time.monotonic()
         batch = state.timestamp.batch.value
-        facts = self._collect()
+        facts = self._collect(state.device.name)
         if batch:
             facts.resumed_at.append(batch)
             self._take_over(facts)
@@ -164,7 +163,7 @@ class RunFacts(Callback):
             self._facts.ended = _now()
             self._write(state)
 
-    def _collect(self) -> Facts:
+    def _collect(self, device: str) -> Facts:
         config = self._config
         return Facts(
             run_name=config.run_name,
@@ -173,7 +172,7 @@ class RunFacts(Callback):
             seeds={"seed": config.seed, "shuffle_seed": config.train_loader.dataset.shuffle_seed},
             versions=_versions(),
             commit=_commit(),
-            hardware=_hardware(),
+            hardware=_hardware(device),
             towers=dict(self._towers),
             parameters=self._parameters,
             data=self._describe_data(),
@@ -275,12 +274,11 @@ def _commit() -> str | None:
     return head + ("+" if changes.strip() else "")
 
 
-def _hardware() -> dict[str, Any]:
-    gpu = torch.cuda.is_available()
-    memory, name = device_memory("gpu" if gpu else "cpu")
+def _hardware(device: str) -> dict[str, Any]:
+    memory, name = device_memory(device)
     return {
-        "device": name if gpu else _cpu_name(),
-        "device_kind": "gpu" if gpu else "cpu",
+        "device": name if device == "gpu" else _cpu_name(),
+        "device_kind": device,
         "memory_bytes": int(memory),
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
