@@ -91,6 +91,9 @@ def test_a_missing_key_is_named(tmp_path):
         ("train_loader.num_workers=-1", "train_loader.num_workers: -1 is less than 0"),
         ("connector.resampler.num_latents=0", "connector.resampler.num_latents: 0 is less than 1"),
         ("precision=fp16", "precision: 'fp16' is not one of 'fp32', 'amp_bf16', 'auto'"),
+        ("callbacks.evidence.num_samples=1", "callbacks.evidence.num_samples: 1 is less than 2"),
+        ("callbacks.captions.num_images=0", "callbacks.captions.num_images: 0 is less than 1"),
+        ("callbacks.warnings.gap_after=2", "callbacks.warnings.gap_after: 2.0 is more than 1"),
         ("seed=true", "seed: expected a whole number, got True"),
     ],
 )
@@ -218,6 +221,12 @@ def test_a_cache_is_of_one_data_set(tiny_yaml, tmp_path):
         f"train_loader.streams.a.local and eval_loader.dataset.local are both {tmp_path}; give "
         "each its own"
     )
+
+
+@pytest.mark.parametrize("callback", ["evidence", "captions"])
+def test_what_looks_at_the_evaluation_set_needs_one(tiny_yaml, callback):
+    errors = errors_of(tiny_yaml(eval_loader=None, callbacks={callback: {}}))
+    assert errors == [f"callbacks.{callback}: needs an eval_loader"]
 
 
 def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(tiny_yaml, monkeypatch):

@@ -33,8 +33,7 @@ def greedy(model, template, image, prompt, steps):
     return template.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama])
-def test_captions_equal_decoding_token_by_token(llm):
+def model_of(llm):
     template = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64)
     model = VisionLanguageModel(
         VisionTower(tiny_siglip()),
@@ -46,7 +45,25 @@ def test_captions_equal_decoding_token_by_token(llm):
     ).eval()
     with torch.no_grad():
         model.connector.projector.fc2.weight.mul_(20)  # so that images differ
+    return model, template
+
+
+@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama])
+def test_captions_equal_decoding_token_by_token(llm):
+    model, template = model_of(llm)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     captions = caption_images(model, template, images, "<image>\nWhat?", max_new_tokens=9)
     assert captions == [greedy(model, template, i, "<image>\nWhat?", 9) for i in images]
     assert len(set(captions)) > 1
+
+
+@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama])
+def test_prompts_of_different_lengths_change_nothing(llm):
+    model, template = model_of(llm)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    prompts = ["<image>\nWhat?", "Look at this, and say what it is: <image>", "<image>"]
+    captions = caption_images(model, template, images, prompts, max_new_tokens=9)
+    assert captions == [
+        greedy(model, template, image, prompt, 9)
+        for image, prompt in zip(images, prompts, strict=True)
+    ]

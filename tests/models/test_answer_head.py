@@ -26,6 +26,17 @@ def test_loss_and_gradient_are_those_of_cross_entropy(chunk, rows, bias, monkeyp
     )
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("chunk", "rows"), CASES)
+def test_the_loss_of_each_row(chunk, rows, bias, monkeypatch):
+    monkeypatch.setattr(answer_head, "ROWS_A_CHUNK", max(chunk, 1))
+    linear = nn.Linear(16, 50, bias=bias).requires_grad_(False)
+    hidden, targets = torch.randn(rows if chunk else 0, 16), torch.randint(0, 50, (rows,))
+    targets = targets[: len(hidden)]
+    expected = nn.functional.cross_entropy(linear(hidden), targets, reduction="none")
+    torch.testing.assert_close(AnswerHead(linear)(hidden, targets, each=True), expected)
+
+
 def test_bf16_is_no_further_from_fp32_than_torch_in_bf16():
     linear = nn.Linear(64, 400, bias=False).requires_grad_(False)
     hidden, targets = torch.randn(30, 64), torch.randint(0, 400, (30,))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import inf
 
 from composer.core import Time, TimeUnit
 
+from vlm_composer.config.reports import CallbacksConfig
 from vlm_composer.config.run import TrainConfig
 from vlm_composer.config.source_checks import source_mistakes
 
@@ -39,6 +41,7 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
     ):
         if value < least:
             yield f"{key}: {value} is less than {least}"
+    yield from _out_of_range_callbacks(config.callbacks)
     for side, loader in config.loaders.items():
         for name, number, smallest in (
             ("num_workers", loader.num_workers, 0),
@@ -57,6 +60,36 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
         yield f"optimizer.weight_decay: {config.optimizer.weight_decay} is less than 0"
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         yield f"optimizer.betas: {list(config.optimizer.betas)} are not both in [0, 1)"
+
+
+def _out_of_range_callbacks(callbacks: CallbacksConfig) -> Iterator[str]:
+    limits: list[tuple[str, float, float, float]] = []
+    if (evidence := callbacks.evidence) is not None:
+        limits += [
+            ("evidence.num_samples", evidence.num_samples, 2, inf),
+            ("evidence.num_choices", evidence.num_choices, 2, inf),
+        ]
+    if (captions := callbacks.captions) is not None:
+        limits += [
+            ("captions.num_images", captions.num_images, 1, inf),
+            ("captions.max_new_tokens", captions.max_new_tokens, 1, inf),
+        ]
+    if (warnings := callbacks.warnings) is not None:
+        limits += [
+            ("warnings.gap_after", warnings.gap_after, 0, 1),
+            ("warnings.loss_factor", warnings.loss_factor, 1, inf),
+            ("warnings.gradient_factor", warnings.gradient_factor, 1, inf),
+            ("warnings.min_output_spread", warnings.min_output_spread, 0, inf),
+            ("warnings.max_dead_latents", warnings.max_dead_latents, 0, 1),
+            ("warnings.max_data_wait", warnings.max_data_wait, 0, 1),
+            ("warnings.window", warnings.window, 2, inf),
+            ("warnings.cooldown", warnings.cooldown, 1, inf),
+        ]
+    for key, value, least, most in limits:
+        if value < least:
+            yield f"callbacks.{key}: {value} is less than {least}"
+        elif value > most:
+            yield f"callbacks.{key}: {value} is more than {most}"
 
 
 def _bad_times(config: TrainConfig) -> Iterator[str]:
@@ -125,6 +158,9 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
         yield "eval_loader.drop_last: must be false, every evaluation sample counts once"
     if config.eval_loader is None and config.eval_first:
         yield "eval_first: needs an eval_loader"
+    for key in ("evidence", "captions"):
+        if config.eval_loader is None and getattr(config.callbacks, key) is not None:
+            yield f"callbacks.{key}: needs an eval_loader"
 
 
 def _batch_sizes(config: TrainConfig) -> Iterator[str]:

@@ -30,8 +30,7 @@ class SpeedReportConfig:
 
 @dataclass
 class StepTimesConfig:
-    """What a step's time is spent on, as `time/…` and in a log line; more than 5 % of waiting for
-    data is warned of."""
+    """What a step's time is spent on, as `time/…` and in a log line."""
 
     warmup_batches: int = 3
     """First batches that are left out."""
@@ -54,6 +53,54 @@ class OptimizerMonitorConfig:
 
 
 @dataclass
+class EvidenceConfig:
+    """Whether the language model sees, at each evaluation, as `evidence/…`: the loss with the right
+    image, with another sample's and with a blank one, retrieval, and what leaves the connector."""
+
+    num_samples: int = 64
+    """Samples of the evaluation set, chosen evenly over it; always the same."""
+    num_choices: int = 8
+    """Captions of which the right one is to be found. The language model reads `num_samples` ×
+    (`num_choices` + 2) samples an evaluation, in batches of `device_eval_batch_size`."""
+
+
+@dataclass
+class CaptionLogConfig:
+    """Captions of the same held-out images at each evaluation, as files in the run's folder and as
+    a W&B table."""
+
+    num_images: int = 8
+    """Images of the evaluation set, chosen evenly over it; always the same."""
+    max_new_tokens: int = 32
+    """Longest caption in tokens."""
+
+
+@dataclass
+class LiveWarningsConfig:
+    """Warnings with what to do, in the log, as `warnings/…` and in `warnings.jsonl` of the run's
+    folder. Those about the gap and the connector need `evidence`, that about data `step_times`."""
+
+    gap_after: float = 0.5
+    """Share of the run after which the gap must be open and latents alive."""
+    min_gap: float = 0.05
+    """Nats an answer token by which the right image must beat another's."""
+    loss_factor: float = 2.0
+    """Multiple of the running median above which a loss is a spike."""
+    gradient_factor: float = 10.0
+    """Multiple of the running median above which a gradient norm, before clipping, explodes."""
+    min_output_spread: float = 0.01
+    """Least `evidence/output_spread`."""
+    max_dead_latents: float = 0.25
+    """Share of the latents that may give the same for every image."""
+    max_data_wait: float = 0.05
+    """Share of a step that may be waiting for data."""
+    window: int = 50
+    """Batches of a running median."""
+    cooldown: int = 200
+    """Batches for which the same warning is not repeated."""
+
+
+@dataclass
 class CallbacksConfig:
     """Callbacks; a key with nothing behind it takes the defaults."""
 
@@ -67,6 +114,10 @@ class CallbacksConfig:
     runtime_estimator: NoOptions | None = None
     """Log the time left."""
     optimizer_monitor: OptimizerMonitorConfig | None = None
+    evidence: EvidenceConfig | None = None
+    captions: CaptionLogConfig | None = None
+    warnings: LiveWarningsConfig | None = field(default_factory=LiveWarningsConfig)
+    """Warn of what goes wrong, with what to do; null for none."""
     nan_guard: NoOptions | None = field(default_factory=NoOptions)
     """End the run at a loss that is not finite, naming the batch and its samples; null for none."""
 

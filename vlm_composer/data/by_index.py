@@ -6,9 +6,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
 from vlm_composer.data.features import Features
 from vlm_composer.data.schema import IMAGE_KEYS
+from vlm_composer.data.template import Template
 
 
 class CaptionsByIndex(Dataset[dict[str, Any]]):
@@ -40,6 +41,12 @@ class CaptionsByIndex(Dataset[dict[str, Any]]):
     def features(self) -> dict[str, Features]:
         """Those of the samples."""
         return self.captions.features
+
+    @property
+    def template(self) -> Template:
+        """What made token ids of the samples."""
+        assert isinstance(self.captions.encoder, SampleEncoder)
+        return self.captions.encoder.template
 
     def __len__(self) -> int:
         return self.captions.num_samples

@@ -27,20 +27,40 @@ class AnswerHead(StandInLinear):
         linear: The model's own head.
     """
 
-    def forward(self, input: Tensor, targets_A: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, targets_A: Tensor | None = None, *, each: bool = False
+    ) -> Tensor:
         """Return logits, or a loss.
 
         Args:
             input: Hidden states (…, D); (A, D) with targets.
             targets_A: Token ids.
+            each: Return the loss of each row, which has no gradient, in place of their sum.
 
         Returns:
             Logits (…, vocabulary) in the dtype of the weights, or, with targets, the sum of the
-            cross-entropies in fp32 (fp64 where the input is); 0 for no row.
+            cross-entropies in fp32 (fp64 where the input is); 0 for no row. With `each` (A,).
         """
         if targets_A is None:
             return super().forward(input)
+        if each:
+            return self._losses(input, targets_A)
         return _SummedCrossEntropy.apply(input, targets_A, self.weight, self.bias)
+
+    @torch.no_grad()
+    def _losses(self, hidden_AD: Tensor, targets_A: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden_AD.dtype, torch.float32)
+        losses = [
+            nn.functional.cross_entropy(
+                nn.functional.linear(hidden, self.weight, self.bias).to(dtype),
+                targets,
+                reduction="none",
+            )
+            for hidden, targets in zip(
+                hidden_AD.split(ROWS_A_CHUNK), targets_A.split(ROWS_A_CHUNK), strict=True
+            )
+        ]
+        return torch.cat(losses)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

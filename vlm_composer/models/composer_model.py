@@ -83,7 +83,7 @@ class ComposerVLM(ComposerModel):
             sample_ids=batch["ids"],
             split_prompts=self.cache_prompts,
         )
-        with self._autocast():
+        with self.autocast():
             return self.model(images, rows, **options)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
@@ -109,7 +109,8 @@ class ComposerVLM(ComposerModel):
         # A tower that is not run is not counted.
         return flops.total - (flops.vision_tower if "patches" in batch else 0)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The model's own autocast; nothing where the Trainer's precision does it."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast("cpu", dtype=self.autocast_dtype)

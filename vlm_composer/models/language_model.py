@@ -87,13 +87,16 @@ class LanguageModel(Frozen):
             inputs_embeds=inputs_embeds, use_cache=False, **options
         ).last_hidden_state
 
-    def head(self, hidden_AD: Tensor, targets_A: Tensor | None = None) -> Tensor:
+    def head(
+        self, hidden_AD: Tensor, targets_A: Tensor | None = None, *, each: bool = False
+    ) -> Tensor:
         """Map hidden states (A, D) to logits (A, vocabulary), or, given targets, to their loss.
 
         Two dimensions only: a bf16 linear over a 3-D slice is a hundred times slower on a CPU.
+        `each` gives a loss for each row, without a gradient, see `AnswerHead`.
         """
         with in_own_dtype(hidden_AD):
-            return self.model.get_output_embeddings()(hidden_AD, targets_A)
+            return self.model.get_output_embeddings()(hidden_AD, targets_A, each=each)
 
     def generate(self, **options: Any) -> Tensor:
         """Call the Hugging Face model's `generate`, with torch's own attention."""

@@ -86,13 +86,28 @@ class VisionLanguageModel(nn.Module):
         Returns:
             The loss, or logits and targets, of the A answer tokens. A may be 0.
         """
-        image_tokens_IKD = self.connector(self.patches_of(images))
+        image_tokens_IKD = self.image_tokens(images)
         inputs_embeds_ND = self.build_inputs_embeds(rows, image_tokens_IKD)
         hidden_AD = self.language_model.decode(inputs_embeds_ND, rows)
         if return_logits:
             return AnswerLogits(self.language_model.head(hidden_AD), rows.targets)
         total = self.language_model.head(hidden_AD, rows.targets)
         return AnswerLoss(total, len(rows.targets))
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Return the tokens (I, K, D) of images as `forward` takes them."""
+        return self.connector(self.patches_of(images))
+
+    def answer_losses(self, image_tokens_IKD: Tensor, rows: PackedRows) -> Tensor:
+        """Return the cross-entropy of every answer token: (A,) in fp32, without a gradient.
+
+        Args:
+            image_tokens_IKD: What stands for the image of each sample, as `image_tokens` gives it.
+            rows: The samples' tokens and answers.
+        """
+        inputs_embeds_ND = self.build_inputs_embeds(rows, image_tokens_IKD)
+        hidden_AD = self.language_model.decode(inputs_embeds_ND, rows)
+        return self.language_model.head(hidden_AD, rows.targets, each=True)
 
     def patches_of(self, images: Tensor) -> Tensor:
         """Return the vision tower's patches of pixels (I, 3, S, S); patches stay as they are.

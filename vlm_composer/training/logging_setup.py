@@ -13,6 +13,7 @@ from composer.utils import dist
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import WandBConfig
+from vlm_composer.evaluation.warnings import LiveWarnings
 from vlm_composer.training.metrics_file import MetricsFile
 from vlm_composer.training.wandb_logging import DispensableWandB
 
@@ -30,12 +31,14 @@ def log_to_stderr() -> None:
 
 
 def build_loggers(config: TrainConfig) -> list[LoggerDestination]:
-    """Make the metric destinations that the yaml asks for."""
+    """Make what the yaml asks for of that which takes in every metric."""
     loggers: list[LoggerDestination] = []
     if config.loggers.jsonl is not None:
         loggers.append(MetricsFile(config.folder(config.loggers.jsonl.path)))
     if config.loggers.wandb is not None:
         loggers.append(_wandb(config.loggers.wandb, config))
+    if (limits := config.callbacks.warnings) is not None:
+        loggers.append(LiveWarnings(config.folder("{run_folder}/warnings.jsonl"), **asdict(limits)))
     return loggers
 
 

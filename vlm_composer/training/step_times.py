@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from composer.core import State
 from composer.loggers import Logger
-from composer.utils import dist
 from torch import nn
 
 from vlm_composer.models.vlm import VisionLanguageModel
@@ -29,9 +28,6 @@ PARTS = {
     "other": "other",
 }
 """Parts of a step, as the loggers and as the log line call them."""
-
-MAX_DATA_WAIT = 0.05
-"""Share of a step that may be spent waiting for data before that is warned of."""
 
 
 class Clock(Protocol):
@@ -220,13 +216,6 @@ class StepTimes(StepReport):
             self.num_steps,
             ", ".join(f"{PARTS[part]} {parts[part] / step:.1%}" for part in PARTS),
         )
-        if data_wait_share > MAX_DATA_WAIT and dist.get_global_rank() == 0:
-            log.warning(
-                "%.0f %% of a step is waiting for data: raise train_loader.num_workers while cores "
-                "are idle, train_loader.prefetch_factor where batches come unevenly, and "
-                "train_loader.dataset.predownload where shards come from a bucket.",
-                100 * data_wait_share,
-            )
         self.num_steps = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
@@ -18,12 +20,16 @@ from composer.callbacks import (
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import SpeedMonitorConfig
 from vlm_composer.config.run import FSDPConfig
+from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.evaluation.captions_log import CaptionLog
+from vlm_composer.evaluation.evidence import Evidence
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.checkpoint_folder import CheckpointFolder
 from vlm_composer.training.checkpointing import Checkpointer
 from vlm_composer.training.cut_answers import CutAnswers
+from vlm_composer.training.gradient_norm import GradientNorm
 from vlm_composer.training.guards import FreezeGuard, NaNGuard, ShortEpochGuard, TowerGuard
 from vlm_composer.training.hardware import choose_precision, measure_peak_flops
 from vlm_composer.training.logging_setup import build_loggers
@@ -36,6 +42,7 @@ from vlm_composer.training.parallelism import (
     fsdp_config,
 )
 from vlm_composer.training.preemption import GracefulStop
+from vlm_composer.training.run_facts import RunFacts
 from vlm_composer.training.speed_report import SpeedReport
 from vlm_composer.training.step_times import StepTimes
 from vlm_composer.training.towers_identity import Identity
@@ -73,7 +80,12 @@ def build_trainer(
     mesh = device_mesh(config, device)
     if mesh is not None:
         choose_units(vlm)
-    callbacks = [*build_callbacks(config, train, vlm), TowerGuard(towers)]
+    callbacks = [
+        *build_callbacks(config, train, vlm),
+        *build_evidence(config, evaluators),
+        RunFacts(config, towers, train, evaluators, vlm, sys.argv),
+        TowerGuard(towers),
+    ]
     if config.save_folder is not None:
         facts = {"towers": towers, "settings": asdict(config)}
         checkpointer = Checkpointer(save_folder, config.save_interval, facts)
@@ -113,15 +125,34 @@ def build_trainer(
 
 
 def build_algorithms(config: TrainConfig) -> list[Algorithm]:
-    """Composer algorithms that the yaml asks for."""
-    clipping = config.algorithms.gradient_clipping
-    if clipping is None:
-        return []
-    return [
-        GradientClipping(
-            clipping_type=clipping.clipping_type, clipping_threshold=clipping.clipping_threshold
+    """Composer algorithms that the yaml asks for, and what must see the gradients before them."""
+    algorithms: list[Algorithm] = []
+    if (clipping := config.algorithms.gradient_clipping) is not None:
+        algorithms.append(
+            GradientClipping(
+                clipping_type=clipping.clipping_type, clipping_threshold=clipping.clipping_threshold
+            )
         )
-    ]
+    if config.callbacks.warnings is not None:
+        algorithms.append(GradientNorm())
+    return algorithms
+
+
+def build_evidence(config: TrainConfig, evaluators: list[Evaluator]) -> list[Callback]:
+    """What looks at the evaluation set beside the metrics, where the yaml asks for it."""
+    wanted, callbacks = config.callbacks, list[Callback]()
+    if not evaluators:
+        return callbacks
+    loader: Any = evaluators[0].dataloader
+    data: CaptionsByIndex = loader.dataloader.dataset
+    batch_size = evaluators[0].device_eval_microbatch_size
+    assert isinstance(batch_size, int)
+    if wanted.evidence is not None:
+        callbacks.append(Evidence(data, batch_size=batch_size, **asdict(wanted.evidence)))
+    if wanted.captions is not None:
+        folder = config.folder("{run_folder}/captions")
+        callbacks.append(CaptionLog(data, folder, batch_size=batch_size, **asdict(wanted.captions)))
+    return callbacks
 
 
 def build_callbacks(

@@ -1,0 +1,159 @@
+"""Each warning comes where its fault is provoked in a real run, once, with what to do."""
+
+import json
+import logging
+
+import pytest
+import torch
+from composer.core import Callback
+
+from runs import metrics_of, start
+from vlm_composer.evaluation.warnings import LiveWarnings
+
+EVIDENCE = {"num_samples": 5, "num_choices": 2}
+QUICK = {"window": 4, "cooldown": 100}
+
+
+def warned(folder):
+    path = folder / "run" / "warnings.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def provoke(tiny_config, tmp_path, caplog):
+    """Runs with a fault: `change(trainer, vlm)` may make one; returns what was warned of."""
+
+    def fit(change=None, *, warnings=None, **changes):
+        settings = {"max_duration": "6ba", "eval_interval": "3ba", **changes}
+        settings["callbacks"] = {
+            "evidence": EVIDENCE,
+            "nan_guard": None,
+            "warnings": QUICK | (warnings or {}),
+        }
+        trainer, vlm, _ = start(tiny_config(**settings))
+        if change is not None:
+            change(trainer, vlm)
+        with caplog.at_level(logging.WARNING, logger="vlm_composer"):
+            trainer.fit()
+        trainer.close()
+        found = warned(tmp_path)
+        lines = [record.getMessage() for record in caplog.records]
+        for warning in found:
+            assert any(warning["message"] in line for line in lines)
+            assert len(metrics_of(trainer)[f"warnings/{warning['name']}"]) == len(
+                [x for x in found if x["name"] == warning["name"]]
+            )
+        return found
+
+    return fit
+
+
+def only(found, name):
+    return [warning for warning in found if warning["name"] == name]
+
+
+class At(Callback):
+    """Does something at an event of Composer's."""
+
+    def __init__(self, event, action):
+        setattr(self, event, lambda state, logger: action(state))
+
+
+def test_a_loss_spike(provoke):
+    found = provoke(optimizer={"lr": 1e3}, warnings={"loss_factor": 1.3})
+    (warning,) = only(found, "loss_spike")
+    assert warning["batch"] == 2  # the first step, at the end of batch 1, was the first with a lr
+    assert "lower optimizer.lr" in warning["message"]
+
+
+def scale_gradients(factor, first_batch):
+    """Multiply the gradients of a batch's last micro-batch and of all before, from a batch on."""
+
+    def change(trainer, vlm):
+        def scale(state):
+            if state.timestamp.batch >= first_batch:
+                for parameter in vlm.connector.parameters():
+                    parameter.grad.mul_(factor)
+
+        trainer.state.callbacks.append(At("after_backward", scale))
+
+    return change
+
+
+def test_gradients_that_explode_though_they_are_clipped(provoke):
+    clipping = {"gradient_clipping": {"clipping_threshold": 1e-3}}
+    found = provoke(scale_gradients(100, 3), algorithms=clipping)
+    (warning,) = only(found, "gradient_exploding")
+    assert warning["batch"] == 3
+    assert "before clipping" in warning["message"]
+
+
+def test_gradients_of_zero(provoke):
+    (warning,) = only(provoke(scale_gradients(0, 2)), "gradient_zero")
+    assert warning["batch"] == 2
+    assert "whether the samples have answers" in warning["message"]
+
+
+def test_a_connector_that_collapsed(provoke):
+    def change(trainer, vlm):
+        def zero(state):
+            vlm.connector.projector.fc2.weight.data.zero_()
+
+        trainer.state.callbacks.append(At("eval_start", zero))
+
+    found = provoke(change)
+    (warning,) = only(found, "connector_collapsed")
+    assert warning["batch"] == 3
+    assert "connector.vision_ln: true" in warning["message"]
+    assert not only(found, "dead_latents")
+
+
+def test_dead_latents(provoke):
+    def change(trainer, vlm):
+        def same_for_all(module, given, tokens):
+            return torch.cat([torch.ones_like(tokens[:, :2]), tokens[:, 2:]], dim=1)
+
+        vlm.connector.register_forward_hook(same_for_all)
+
+    (warning,) = only(provoke(change, warnings={"gap_after": 0.9}), "dead_latents")
+    assert warning["batch"] == 6
+    assert warning["message"].startswith("50% of the latents")
+    assert "connector.resampler.num_latents" in warning["message"]
+
+
+def test_a_gap_that_does_not_open(provoke):
+    found = provoke(optimizer={"lr": 1e-9}, warnings={"gap_after": 0.5})
+    (warning,) = only(found, "gap_not_opening")
+    assert warning["batch"] == 3
+    assert warning["message"].startswith("after 50% of the run the right image is worth ")
+    assert "raise optimizer.lr" in warning["message"]
+
+
+def test_a_gap_has_its_time(provoke):
+    found = provoke(optimizer={"lr": 1e-9}, warnings={"gap_after": 0.6})
+    assert [warning["batch"] for warning in only(found, "gap_not_opening")] == [6]
+
+
+def test_what_goes_on_is_said_again_after_the_cool_down(provoke):
+    found = provoke(scale_gradients(0, 1), warnings={"cooldown": 2})
+    assert [warning["batch"] for warning in only(found, "gradient_zero")] == [1, 3, 5]
+
+
+def test_losses_that_vary_are_no_spikes(tmp_path):
+    """A loss is judged by its median and by how far the others lie from it."""
+    found = LiveWarnings(tmp_path / "warnings.jsonl", window=8)
+    said = []
+    found._warn = lambda name, message: said.append(name)
+    for loss in (1.0, 3.0, 0.4, 2.6, 0.5, 3.1, 0.9, 2.2, 3.3):
+        found.log_metrics({"loss/train/total": loss})
+    assert said == []
+    found.log_metrics({"loss/train/total": 30.0})
+    assert said == ["loss_spike"]
+
+
+def test_without_the_callback_nothing_is_looked_at(tiny_config, tmp_path):
+    trainer, _, _ = start(tiny_config(callbacks={"warnings": None}, optimizer={"lr": 1e3}))
+    trainer.fit()
+    trainer.close()
+    assert "gradients/norm" not in metrics_of(trainer)
+    assert not warned(tmp_path)
