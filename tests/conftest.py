@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -66,9 +67,9 @@ def restore_logging() -> Iterator[None]:
     logger.setLevel(before[2])
 
 
-@pytest.fixture(autouse=True)
-def release_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Free a test's shared memory when it ends: streaming keeps it until the process does."""
+@contextlib.contextmanager
+def released_shared_memory() -> Iterator[None]:
+    """Free what shared memory is made meanwhile: streaming keeps it until the process ends."""
     made: list[SharedMemory] = []
     original = SharedMemory.__init__
 
@@ -76,13 +77,21 @@ def release_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         original(self, *args, **options)
         made.append(self)
 
-    monkeypatch.setattr(SharedMemory, "__init__", remember)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedMemory, "__init__", remember)
+        yield
     if WORLD_SIZE > 1:
         dist.barrier()
     for block in made:
         atexit.unregister(block.cleanup)
         block.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def release_shared_memory() -> Iterator[None]:
+    """Free a test's shared memory when it ends."""
+    with released_shared_memory():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +113,10 @@ def rank_zeros(path: Path) -> Path:
 def shared_path(tmp_path: Path) -> Path:
     """A folder that all ranks see."""
     return rank_zeros(tmp_path)
+
+
+# Runs that end in an export, which several folders of tests look at.
+pytest_plugins = ["exports"]
 
 
 @pytest.fixture(scope="session")
