@@ -146,9 +146,7 @@ def llama_export(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Expo
     """Llama, whose table is its head and has no spare row, and DINOv2; samples have a start
     token."""
     llama = tiny_llama(vocab_size=258)
-    return _train(
-        tmp_path_factory.mktemp("llama"), shards, tiny_dinov2(), llama, add_bos=True
-    )
+    return _train(tmp_path_factory.mktemp("llama"), shards, tiny_dinov2(), llama, add_bos=True)
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

@@ -67,9 +67,7 @@ def test_logits_and_loss_are_the_trainers(fresh, side):
 def test_inputs_are_those_of_the_training(fresh):
     exported, found, _ = fresh
     batch, tower = found["batch"], exported.vlm.vision_tower
-    for row, mask, prompt in zip(
-        batch["input_ids"], batch["attention_mask"], PROMPTS, strict=True
-    ):
+    for row, mask, prompt in zip(batch["input_ids"], batch["attention_mask"], PROMPTS, strict=True):
         assert row[mask.bool()].tolist() == list(exported.template.encode_prompt(prompt))
     normalised = (exported.pixels().float() / 255 - tower.image_mean) / tower.image_std
     assert torch.equal(batch["pixel_values"], normalised)
@@ -78,9 +76,7 @@ def test_inputs_are_those_of_the_training(fresh):
 def test_generate_gives_the_captions_of_the_evaluation(fresh):
     exported, found, _ = fresh
     expected = [
-        caption_images(
-            exported.vlm, exported.template, pixels[None], prompt, max_new_tokens=9
-        )[0]
+        caption_images(exported.vlm, exported.template, pixels[None], prompt, max_new_tokens=9)[0]
         for pixels, prompt in zip(exported.pixels(), PROMPTS, strict=True)
     ]
     assert found["captions"] == expected

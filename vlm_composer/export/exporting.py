@@ -10,19 +10,24 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig
 
 from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.loader import build
-from vlm_composer.config.model import TowerConfig
 from vlm_composer.data.features import VisionSettings
 from vlm_composer.data.template import Template
 from vlm_composer.export.code_files import auto_map, code_files
+from vlm_composer.export.described import (
+    DTYPES,
+    ExportDtype,
+    configuration_of,
+    model_config,
+    name_of,
+    read_run,
+)
 from vlm_composer.export.facts import DEFAULT_PROMPT, commonest_prompt, run_facts
 from vlm_composer.export.model_card import model_card
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
@@ -33,23 +38,17 @@ from vlm_composer.export.remote_code.modeling_vlm_composer import (
     VLMComposerForConditionalGeneration,
 )
 from vlm_composer.export.remote_code.processing_vlm_composer import VLMComposerProcessor
-from vlm_composer.models.tower_loading import read_config
-from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.checkpoint_file import (
     CheckpointError,
     CheckpointFile,
     hash_tensor,
     load_connector,
 )
-from vlm_composer.training.checkpoint_folder import checkpoint_name, open_named
+from vlm_composer.training.checkpoint_folder import open_named
 from vlm_composer.training.exported_connector import FACTS_FILE, FORMAT, WEIGHTS_FILE
-from vlm_composer.training.towers_identity import Identity, check_towers, hash_config, hash_weights
+from vlm_composer.training.towers_identity import Identity, check_towers, hash_weights
 
 log = logging.getLogger(__name__)
-
-ExportDtype = Literal["trained", "bf16", "fp32"]
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 
 
 def export_checkpoint(
@@ -90,7 +89,7 @@ def export_checkpoint(
                 opened.document
             ):
                 raise CheckpointError(f"{opened.path} is not a checkpoint of a training run")
-            log.info("Exporting %s.", _name_of(opened.document))
+            log.info("Exporting %s.", name_of(opened.document))
             _write(opened, partial, yaml, with_towers, dtype)
             folder.done_with(opened)
         partial.chmod(0o755)
@@ -112,18 +111,18 @@ def _write(
 ) -> None:
     document = checkpoint.document
     identity: Identity = document["towers"]
-    config = _read_config(checkpoint, yaml)
+    config = read_run(checkpoint, yaml)
     template = assemble_template(config)
     # Without weights: their names, shapes and configurations are looked at.
     model = assemble_model(config, "cpu", template.image_token_id, empty_towers=True)
     load_connector(model, checkpoint)
     here = {
-        "vision_tower": _configuration_of(config.vision_tower, model.vision_tower.model),
-        "language_model": _configuration_of(config.language_model, model.language_model.model),
+        "vision_tower": configuration_of(config.vision_tower, model.vision_tower.model),
+        "language_model": configuration_of(config.language_model, model.language_model.model),
     }
     check_towers(identity, here, checkpoint.path, ("config_hash",))
 
-    hf_config = _model_config(config, model, identity, dtype)
+    hf_config = model_config(config, model, identity, dtype)
     prompt = commonest_prompt(document["settings"])
     log.info(
         "Default prompt: %r, %s.",
@@ -145,7 +144,7 @@ def _write(
 
     connector = {f"connector.{n}": p for n, p in model.connector.state_dict().items()}
     connector = {
-        name: tensor.to(_DTYPES.get(dtype, tensor.dtype)).contiguous()
+        name: tensor.to(DTYPES.get(dtype, tensor.dtype)).contiguous()
         for name, tensor in connector.items()
     }
     save_file(connector, out / WEIGHTS_FILE, {"format": "pt"})
@@ -154,7 +153,7 @@ def _write(
         _write_everything(out, hf_config, connector, identity, checkpoint.path, dtype)
     facts = {
         "format": FORMAT,
-        "checkpoint": _name_of(document),
+        "checkpoint": name_of(document),
         "towers": identity,
         "connector": {
             **asdict(config.connector),
@@ -170,84 +169,6 @@ def _write(
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(
         model_card(facts, hf_config, vision_settings(config)), encoding="utf-8"
-    )
-
-
-def _name_of(document: Mapping[str, Any]) -> str:
-    """What a checkpoint is called in its folder: a downloaded one has another name."""
-    return checkpoint_name(document["timestamp"]["epoch"], document["timestamp"]["batch"])
-
-
-def _read_config(checkpoint: CheckpointFile, yaml: str | Path | None) -> TrainConfig:
-    """The run's configuration, for towers that are looked at and not run."""
-    if yaml is not None:
-        log.info("Settings: those of %s.", yaml)
-        config: TrainConfig | None = TrainConfig.read(yaml)
-    else:
-        log.info("Settings: those that the checkpoint was saved with.")
-        errors: list[str] = []
-        config = build(TrainConfig, checkpoint.document["settings"], "", errors)
-        if errors:
-            raise CheckpointError(
-                f"the settings of {checkpoint.path} are not those of this version "
-                f"({'; '.join(errors[:3])}); give the run's yaml with --yaml"
-            )
-    assert config is not None
-    config.compile_blocks = config.vision_tower.fuse_gelu = False
-    for part in ("vision_tower", "language_model"):
-        tower: TowerConfig = getattr(config, part)
-        if not tower.pretrained:
-            raise ValueError(
-                f"{part}: its weights were random (pretrained: false) and are stored nowhere; an "
-                "export would name towers that nobody can load"
-            )
-        tower.dtype = _SHORT[checkpoint.document["towers"][part]["dtype"]]  # type: ignore[assignment]
-        log.info("%s: %s%s.", part, tower.name, f" at {tower.revision}" if tower.revision else "")
-    return config
-
-
-def _configuration_of(tower: TowerConfig, model: Any) -> dict[str, Any]:
-    return {
-        "name": tower.name,
-        "revision": tower.revision,
-        "config_hash": hash_config(model.config, getattr(tower, "image_size", None)),
-    }
-
-
-def _model_config(
-    config: TrainConfig, model: VisionLanguageModel, identity: Identity, dtype: ExportDtype
-) -> VLMComposerConfig:
-    towers: dict[str, dict[str, Any]] = {}
-    configs: dict[str, PretrainedConfig] = {}
-    for part in ("vision_tower", "language_model"):
-        tower: TowerConfig = getattr(config, part)
-        configs[part] = read_config(tower.name, revision=tower.revision)
-        is_folder = Path(tower.name).is_dir()
-        # The commit that the configuration was just read from, where the yaml names none.
-        commit = None if is_folder else getattr(configs[part], "_commit_hash", None)
-        towers[part] = {
-            "name": str(Path(tower.name).resolve()) if is_folder else tower.name,
-            "revision": tower.revision or commit,
-        }
-    text_config = configs["language_model"]
-    towers["language_model"]["vocab_size"] = text_config.vocab_size
-    text_config.vocab_size = max(text_config.vocab_size, model.language_model.vocab_size)
-    trained = identity["language_model"]["dtype"]
-    return VLMComposerConfig(
-        vision_config=configs["vision_tower"],
-        text_config=text_config,
-        connector={
-            **asdict(config.connector.resampler),
-            **asdict(config.connector.projector),
-            "vision_ln": config.connector.vision_ln,
-        },
-        vision_layer=config.vision_tower.layer,
-        image_size=config.vision_tower.image_size,
-        image_token_id=model.image_token_id,
-        towers=towers,
-        torch_dtype=_DTYPES[dtype if dtype != "trained" else _SHORT[trained]],
-        architectures=["VLMComposerForConditionalGeneration"],
-        auto_map=auto_map("AutoConfig", "AutoModelForVision2Seq", "AutoModelForImageTextToText"),
     )
 
 
@@ -296,7 +217,7 @@ def _write_everything(
             "weights_hash": hash_weights(tower, prefix="model.", dtype=trained),
         }
         check_towers({part: identity[part]}, {part: found}, path)
-        tower.to(_DTYPES.get(dtype, trained))
+        tower.to(DTYPES.get(dtype, trained))
     model.load_state_dict(connector, strict=False, assign=True)
     (out / WEIGHTS_FILE).unlink()
     model.save_pretrained(out)
