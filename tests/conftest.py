@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,13 +12,14 @@ import pytest
 import torch
 import yaml
 from composer.utils import dist, get_device
-from streaming.base.shared import SharedMemory
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from convert import convert_llava
+from exports import llama_export, qwen_export  # noqa: F401
 from gcs_server import gcs_server  # noqa: F401
 from s3_server import s3_server  # noqa: F401
+from shared_memory import released_shared_memory
 from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip, write_pairs
 from tiny_disk import tiny_disk  # noqa: F401
 from vlm_composer.config import TrainConfig
@@ -67,26 +66,6 @@ def restore_logging() -> Iterator[None]:
     logger.setLevel(before[2])
 
 
-@contextlib.contextmanager
-def released_shared_memory() -> Iterator[None]:
-    """Free what shared memory is made meanwhile: streaming keeps it until the process ends."""
-    made: list[SharedMemory] = []
-    original = SharedMemory.__init__
-
-    def remember(self: SharedMemory, *args: Any, **options: Any) -> None:
-        original(self, *args, **options)
-        made.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SharedMemory, "__init__", remember)
-        yield
-    if WORLD_SIZE > 1:
-        dist.barrier()
-    for block in made:
-        atexit.unregister(block.cleanup)
-        block.cleanup()
-
-
 @pytest.fixture(autouse=True)
 def release_shared_memory() -> Iterator[None]:
     """Free a test's shared memory when it ends."""
@@ -113,10 +92,6 @@ def rank_zeros(path: Path) -> Path:
 def shared_path(tmp_path: Path) -> Path:
     """A folder that all ranks see."""
     return rank_zeros(tmp_path)
-
-
-# Runs that end in an export, which several folders of tests look at.
-pytest_plugins = ["exports"]
 
 
 @pytest.fixture(scope="session")

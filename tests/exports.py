@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from runs import run
+from shared_memory import released_shared_memory
 from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.assembly import assemble_template, vision_settings
 from vlm_composer.config import TrainConfig
@@ -70,8 +71,6 @@ class Exported:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Leave no trace in the process, as the fixtures of a single test see to."""
-    from conftest import released_shared_memory
-
     logger = logging.getLogger("vlm_composer")
     before = (list(logger.handlers), logger.propagate, logger.level)
     with released_shared_memory():
@@ -81,9 +80,7 @@ def _undisturbed() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def _train(
-    folder: Path, shards: Path, vision: Any, language: Any, **language_options: Any
-) -> Exported:
+def _train(folder: Path, shards: Path, vision: Any, language: Any, **changes: Any) -> Exported:
     """Train for four steps and export; the towers are saved beside the run."""
     torch.manual_seed(1)
     settings: dict[str, Any] = {
@@ -121,7 +118,7 @@ def _train(
         "progress_bar": False,
         "log_to_console": False,
         "compile_blocks": False,
-    } | language_options
+    } | changes
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
     config = TrainConfig.read(path)

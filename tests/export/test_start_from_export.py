@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from conftest import released_shared_memory
 from runs import start
+from shared_memory import released_shared_memory
 from vlm_composer.config import TrainConfig
 from vlm_composer.export.exporting import export_checkpoint
 from vlm_composer.training.checkpoint_file import CheckpointError
