@@ -57,10 +57,10 @@ def main(folder, inputs, out):
         generated = model.generate(**batch, max_new_tokens=9)
         found["alone"] += processor.captions_of(generated, batch)
 
-    model.save_pretrained(f"{out}.saved")
-    processor.save_pretrained(f"{out}.saved")
-    again = AutoModelForImageTextToText.from_pretrained(f"{out}.saved", trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(f"{out}.saved", trust_remote_code=True)
+    model.save_pretrained(f"{out}_saved")
+    processor.save_pretrained(f"{out}_saved")
+    again = AutoModelForImageTextToText.from_pretrained(f"{out}_saved", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(f"{out}_saved", trust_remote_code=True)
     batch = processor(images, asked["prompts"], asked["answers"])
     with torch.no_grad():
         found["saved_logits"] = again(**batch).logits[:, :-1][batch["labels"][:, 1:] != -100]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from checkpoints import newest
 from exports import ANSWERS, PROMPTS
@@ -233,9 +233,9 @@ def test_another_tower_is_refused(qwen_export, llama_export, tmp_path):
 
 def test_a_tower_of_other_weights_is_refused(qwen_export, tmp_path):
     moved = shutil.copytree(qwen_export.folder.parent / "vision", tmp_path / "vision")
-    data = bytearray((moved / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (moved / "model.safetensors").write_bytes(data)
+    weights = load_file(moved / "model.safetensors")
+    weights["vision_model.encoder.layers.0.mlp.fc1.bias"][0] += 1
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
     changed = changed_yaml(qwen_export, tmp_path, name=str(moved))
     with pytest.raises(CheckpointError, match="trained with another vision_tower: weights_hash"):
         export_checkpoint(qwen_export.checkpoints, tmp_path / "out", yaml=changed, with_towers=True)

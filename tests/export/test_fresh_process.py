@@ -20,7 +20,7 @@ def fresh(request, tmp_path_factory):
     """The export, and what the process found."""
     exported = request.getfixturevalue(request.param)
     folder = tmp_path_factory.mktemp("fresh")
-    inputs, out = folder / "inputs.json", folder / "found.pt"
+    inputs, out = folder / "inputs.json", folder / "found"
     asked = {
         "pictures": [str(path) for path in exported.pictures],
         "prompts": PROMPTS,

@@ -91,6 +91,9 @@ def model_config(
     towers["language_model"]["vocab_size"] = text_config.vocab_size
     text_config.vocab_size = max(text_config.vocab_size, model.language_model.vocab_size)
     trained = identity["language_model"]["dtype"]
+    torch_dtype = DTYPES[dtype if dtype != "trained" else SHORT[trained]]
+    for part_config in configs.values():  # or "auto" would take what the towers' files say
+        part_config.torch_dtype = torch_dtype
     return VLMComposerConfig(
         vision_config=configs["vision_tower"],
         text_config=text_config,
@@ -103,7 +106,7 @@ def model_config(
         image_size=config.vision_tower.image_size,
         image_token_id=model.image_token_id,
         towers=towers,
-        torch_dtype=DTYPES[dtype if dtype != "trained" else SHORT[trained]],
+        torch_dtype=torch_dtype,
         architectures=["VLMComposerForConditionalGeneration"],
         auto_map=auto_map("AutoConfig", "AutoModelForVision2Seq", "AutoModelForImageTextToText"),
     )
