@@ -40,7 +40,7 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
 
     def __init__(self, config: VLMComposerConfig, *, with_towers: bool = True) -> None:
         super().__init__(config)
-        config = self.config  # with the attention that transformers has chosen
+        config = self.config  # type: ignore[assignment]  # with the attention that transformers has chosen
         settings = dict(config.connector)
         vision_dim, mlp_ratio = config.vision_config.hidden_size, settings.pop("mlp_ratio", 4)
         vision_ln = nn.LayerNorm(vision_dim) if settings.pop("vision_ln", False) else None
