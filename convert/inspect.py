@@ -80,7 +80,7 @@ def inspect_data_set(
 
 def _picture(sample: FoundSample) -> Picture:
     """Decodes a sample's image; one that is broken is grey."""
-    from vlm_composer.data.images import to_rgb  # takes seconds: it imports torchvision
+    from vlm_composer.data.pictures import to_rgb  # takes seconds: it imports torch
 
     try:
         size = check_image(sample.record["image"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -13,14 +12,15 @@ import pytest
 import torch
 import yaml
 from composer.utils import dist, get_device
-from streaming.base.shared import SharedMemory
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from convert import convert_llava
+from exports import llama_export, qwen_export  # noqa: F401
 from gcs_server import gcs_server  # noqa: F401
 from mixtures import two_sets  # noqa: F401
 from s3_server import s3_server  # noqa: F401
+from shared_memory import released_shared_memory
 from tiny import save_tower, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip, write_pairs
 from tiny_disk import tiny_disk  # noqa: F401
 from vlm_composer.config import TrainConfig
@@ -68,22 +68,10 @@ def restore_logging() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def release_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Free a test's shared memory when it ends: streaming keeps it until the process does."""
-    made: list[SharedMemory] = []
-    original = SharedMemory.__init__
-
-    def remember(self: SharedMemory, *args: Any, **options: Any) -> None:
-        original(self, *args, **options)
-        made.append(self)
-
-    monkeypatch.setattr(SharedMemory, "__init__", remember)
-    yield
-    if WORLD_SIZE > 1:
-        dist.barrier()
-    for block in made:
-        atexit.unregister(block.cleanup)
-        block.cleanup()
+def release_shared_memory() -> Iterator[None]:
+    """Free a test's shared memory when it ends."""
+    with released_shared_memory():
+        yield
 
 
 @pytest.fixture(autouse=True)

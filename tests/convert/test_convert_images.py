@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from convert.errors import Reason, Rejected
 from convert.images import check_image
-from vlm_composer.data.images import to_rgb
+from vlm_composer.data.pictures import to_rgb
 
 steady = settings(deadline=None, derandomize=True, database=None)
 

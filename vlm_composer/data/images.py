@@ -6,47 +6,18 @@ import io
 import logging
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from vlm_composer.config.data import ImageDecoder
+from vlm_composer.data.pictures import orientation, scale_to_square, to_rgb, to_tensor
 
 log = logging.getLogger(__name__)
 
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 """PIL's filters that torch has too, with torch's names."""
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF's orientation → what sets an image upright."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an upright RGB image; what is transparent becomes white.
-
-    Dropping an alpha channel would show whatever colour lies under the transparent pixels, mostly
-    black; Hugging Face's processors do that.
-    """
-    image.load()
-    method = _UPRIGHT.get(_orientation(image))
-    info = image.info  # `transpose` leaves it behind
-    if method is not None:
-        image = image.transpose(method)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def decode_image(
@@ -85,29 +56,18 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             if mode is None:
-                scaled = to_rgb(image).resize((size, size), resample=Image.Resampling(resample))
-                return _to_tensor(scaled).contiguous()
+                return scale_to_square(image, size, resample)
             pixels = _decode_jpeg(data) if _is_torchvisions(image) else None
             if pixels is None:
-                pixels = _to_tensor(to_rgb(image))
+                pixels = to_tensor(to_rgb(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{len(data)} bytes that are not a readable image: {error}") from error
     scaled = torch.nn.functional.interpolate(pixels[None], (size, size), mode=mode, antialias=True)
     return scaled[0].contiguous()
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation (1 is upright), by PIL: it also looks into XMP."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        # A broken tag makes PIL raise SyntaxError, ValueError, struct.error, … The picture beside
-        # it is whole, `convert` has taken it, and it stands as it is stored.
-        return 1
-
-
 def _is_torchvisions(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1
 
 
 def _decode_jpeg(data: bytes) -> Tensor | None:
@@ -120,11 +80,6 @@ def _decode_jpeg(data: bytes) -> Tensor | None:
     except RuntimeError as error:
         log.debug("torchvision refuses a JPEG of %d bytes; PIL decides: %s", len(data), error)
         return None
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """View RGB as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def preprocessor_settings(

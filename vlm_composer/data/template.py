@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
-from vlm_composer.models.packing import IGNORE_INDEX
+from vlm_composer.models.ignore_index import IGNORE_INDEX
 
 IMAGE_TOKEN = "<image_patch>"
 

@@ -25,7 +25,7 @@ from convert import ConversionError, convert_llava
 from vlm_composer.assembly import assemble_encoder, assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.contact_sheet import Cell, Text, draw_contact_sheet
-from vlm_composer.data.images import to_rgb
+from vlm_composer.data.pictures import to_rgb
 from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_composer.data.by_index import CaptionsByIndex
-from vlm_composer.data.images import to_rgb
+from vlm_composer.data.pictures import to_rgb
 from vlm_composer.data.schema import IMAGE_KEYS
 from vlm_composer.evaluation.at_evaluation import AtEvaluation, evenly_chosen, my_share
 from vlm_composer.evaluation.captioning import caption_images

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from vlm_composer.models.answer_head import AnswerHead
 from vlm_composer.models.answer_layer import cut_last_layer
+from vlm_composer.models.embedding_rows import add_rows
 from vlm_composer.models.frozen import Frozen, in_own_dtype
 from vlm_composer.models.packed_attention import PACKED_ATTENTION, can_pack
 from vlm_composer.models.packing import PackedRows, take_rows
@@ -112,15 +113,8 @@ class LanguageModel(Frozen):
         Returns:
             Whether rows had to be added. New rows are frozen and hold the mean of the others.
         """
-        old = self.vocab_size
-        if num_tokens <= old:
+        if not add_rows(self.model, num_tokens):
             return False
-        self.model.resize_token_embeddings(num_tokens, mean_resizing=False)
-        with torch.no_grad():
-            for module in {self.model.get_input_embeddings(), self.model.get_output_embeddings()}:
-                module.weight[old:] = (
-                    module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
-                )
         self._install()
         return True
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-IGNORE_INDEX = -100
-"""Label of a position that takes no loss, as everywhere in Hugging Face and torch."""
+from vlm_composer.models.ignore_index import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlm_composer.models.frozen import Frozen, in_own_dtype
+from vlm_composer.models.vision_layers import drop_pooling, keep_layers, read_patches
 
 
 class VisionTower(Frozen):
@@ -58,10 +59,8 @@ class VisionTower(Frozen):
             )
         self.num_patches: int = (self.image_size // config.patch_size) ** 2
         self.hidden_size: int = config.hidden_size
-        self._resized = self.image_size != config.image_size
-        _drop_pooling(model)
-        if layer != -1:
-            _keep_layers(model, layer)
+        drop_pooling(model)
+        keep_layers(model, layer)
         # fp32 whatever the tower's dtype: pixels are normalised before they are cast.
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
@@ -86,72 +85,5 @@ class VisionTower(Frozen):
     def _patches(self, pixel_values_B3SS: Tensor) -> Tensor:
         weight = next(self.model.parameters())
         normalised = (pixel_values_B3SS.float() / 255 - self.image_mean) / self.image_std
-        # DINOv2 always interpolates its positions to the image; SigLIP, CLIP and ViT must be asked
-        # to.
-        resize = {"interpolate_pos_encoding": True} if self._resized and self._must_ask() else {}
         with in_own_dtype(weight):
-            hidden = self.model(normalised.to(weight.dtype), **resize).last_hidden_state
-        num_prefix = hidden.shape[1] - self.num_patches  # class and register tokens come first
-        if num_prefix < 0:
-            raise ValueError(
-                f"{type(self.model).__name__} gave {hidden.shape[1]} tokens for {self.num_patches} "
-                "patches: a model that pools its patches cannot be used"
-            )
-        return hidden[:, num_prefix:]
-
-    def _must_ask(self) -> bool:
-        return not self.model.config.model_type.startswith("dinov2")
-
-
-def layers_below(layer: int, depth: int) -> int:
-    """Layers that make the hidden state `layer`, an index as `VisionTower`'s, of a model of
-    `depth` layers.
-
-    Raises:
-        ValueError: There is no such hidden state.
-    """
-    count = layer if layer >= 0 else depth + 1 + layer
-    if not 0 <= count <= depth:
-        raise ValueError(
-            f"layer {layer}: a model of {depth} layers has hidden states {-depth - 1} to {depth}"
-        )
-    return count
-
-
-def _drop_pooling(model: nn.Module) -> None:
-    """Remove the head of SigLIP or the pooler of ViT, which make one vector of the patches."""
-    module: Any
-    for module in list(model.modules()):
-        if getattr(module, "use_head", False):
-            module.use_head = False
-            del module.head
-        if isinstance(getattr(module, "pooler", None), nn.Module):
-            module.pooler = None
-
-
-def _keep_layers(model: PreTrainedModel, layer: int) -> None:
-    """Cut the stack so that `last_hidden_state` is `hidden_states[layer]` of the whole model."""
-    depth: int = model.config.num_hidden_layers
-    keep = layers_below(layer, depth)
-    stacks = [
-        (module, name)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    norms = [
-        (module, name)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if name in ("post_layernorm", "layernorm")
-        and any(n == "encoder" for n, _ in module.named_children())
-    ]
-    if len(stacks) != 1 or len(norms) != 1:
-        raise ValueError(
-            f"layer {layer}: cannot cut {type(model).__name__}: found {len(stacks)} stacks of "
-            f"{depth} layers and {len(norms)} final norms, need one of each; use layer -1"
-        )
-    (parent, name), (norm_parent, norm_name) = stacks[0], norms[0]
-    setattr(parent, name, getattr(parent, name)[:keep])
-    setattr(norm_parent, norm_name, nn.Identity())
-    model.config.num_hidden_layers = keep
+            return read_patches(self.model, normalised.to(weight.dtype))

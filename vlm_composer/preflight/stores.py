@@ -13,6 +13,7 @@ from vlm_composer.preflight.finding import Findings
 from vlm_composer.storage import FolderStore, Store, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX
 from vlm_composer.training.checkpoint_folder import checkpoints_among
+from vlm_composer.training.exported_connector import is_export
 from vlm_composer.training.resumption import check_free
 
 PROBE = ".vlm_composer_probe"
@@ -56,7 +57,9 @@ def check_load_path(config: TrainConfig) -> Findings:
     with found.failing():
         if "://" not in path and not Path(path).exists():
             raise FileNotFoundError(f"load_path: there is nothing at {path}; check the path")
-        if names_file and "://" not in path:
+        if "://" not in path and is_export(path):
+            there = ["the connector"]
+        elif names_file and "://" not in path:
             there = [name or path]
         else:
             store = open_store(folder)

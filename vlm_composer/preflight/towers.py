@@ -17,7 +17,7 @@ from vlm_composer.assembly import assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.model import TowerConfig
 from vlm_composer.models.tower_loading import bundled_or_given, check_kind, read_config
-from vlm_composer.models.vision_tower import layers_below
+from vlm_composer.models.vision_layers import layers_below
 from vlm_composer.preflight.finding import Findings
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -12,6 +12,7 @@ from vlm_composer.local_files import move_durably, partial_path, remove_partials
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.storage import FolderStore, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
+from vlm_composer.training.exported_connector import ExportedConnector, is_export
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,8 @@ def _age(name: str) -> tuple[int, int]:
 
 
 def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, CheckpointFile]:
-    """Open what `load_path` names: a checkpoint, or the newest in a folder or a bucket's prefix.
+    """Open what `load_path` names: a checkpoint, the newest in a folder or a bucket's prefix, or a
+    folder that `python -m vlm_composer.export` wrote.
 
     Raises:
         CheckpointError: There is no checkpoint of this project.
@@ -160,6 +162,8 @@ def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, Checkpo
     """
     if "://" not in load_path and not Path(load_path).exists():
         raise FileNotFoundError(f"load_path: there is nothing at {load_path}")
+    if "://" not in load_path and is_export(load_path):
+        return CheckpointFolder(load_path, scratch), ExportedConnector(load_path)
     if load_path.endswith(SUFFIX) or Path(load_path).is_file():
         parent, _, name = load_path.rpartition("/")
         folder = CheckpointFolder(parent or ".", scratch)

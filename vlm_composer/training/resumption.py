@@ -23,6 +23,7 @@ from vlm_composer.training.checkpoint_state import (
     restore_progress,
     restore_weights,
 )
+from vlm_composer.training.exported_connector import ExportedConnector
 from vlm_composer.training.towers_identity import Identity, check_towers
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
         if config.load_path is None:
             return None
         found.append(open_named(config.folder(config.load_path), _scratch(config)))
+        if isinstance(found[0][1], ExportedConnector) and not config.load_weights_only:
+            raise CheckpointError(
+                f"load_path: {found[0][1].path} is an export, which has no optimizer and no "
+                "position; set load_weights_only: true to start from its connector"
+            )
         return found[0][1].document, config.load_weights_only
 
     result = on_rank_zero(look)

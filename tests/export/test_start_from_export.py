@@ -1,0 +1,82 @@
+"""An export starts a run: its connector, between the same towers and no others."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from runs import start
+from shared_memory import released_shared_memory
+from vlm_composer.config import TrainConfig
+from vlm_composer.export.exporting import export_checkpoint
+from vlm_composer.training.checkpoint_file import CheckpointError
+
+
+@pytest.fixture
+def config_from(qwen_export, tmp_path):
+    """The run's configuration, started from an export."""
+
+    def make(folder, **changes) -> TrainConfig:
+        settings = {
+            "run_folder": str(tmp_path / "run"),
+            "save_folder": None,
+            "load_path": str(folder),
+            "load_weights_only": True,
+        }
+        return dataclasses.replace(qwen_export.config, **settings | changes)
+
+    return make
+
+
+@pytest.mark.parametrize("with_towers", [False, True])
+def test_a_run_starts_from_an_export(qwen_export, config_from, tmp_path, with_towers):
+    folder = qwen_export.folder
+    if with_towers:
+        folder = export_checkpoint(qwen_export.checkpoints, tmp_path / "whole", with_towers=True)
+    trainer, vlm, watch = start(config_from(folder))
+    expected = dict(qwen_export.vlm.named_parameters())
+    for name, parameter in vlm.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert trainer.state.timestamp.batch == 0
+    trainer.fit()
+    trainer.close()
+    assert len(watch.losses) == 4
+
+
+def refusal(config):
+    with released_shared_memory(), pytest.raises(CheckpointError) as caught:
+        start(config)
+    return str(caught.value)
+
+
+def test_it_has_no_position_to_go_on_from(qwen_export, config_from):
+    said = refusal(config_from(qwen_export.folder, load_weights_only=False))
+    assert "is an export, which has no optimizer and no position" in said
+    assert "set load_weights_only: true" in said
+
+
+def test_other_towers_are_refused_with_both_values(qwen_export, llama_export, config_from):
+    tower = dataclasses.replace(
+        qwen_export.config.vision_tower, name=llama_export.config.vision_tower.name
+    )
+    said = refusal(config_from(qwen_export.folder, vision_tower=tower))
+    assert "was trained with another vision_tower: config_hash" in said
+    assert qwen_export.config.vision_tower.name in said
+    assert llama_export.config.vision_tower.name in said
+
+
+def test_another_connector_is_refused(qwen_export, config_from):
+    connector = dataclasses.replace(qwen_export.config.connector, vision_ln=False)
+    said = refusal(config_from(qwen_export.folder, connector=connector))
+    assert "is of another connector" in said
+
+
+def test_a_connector_that_was_changed_is_refused(qwen_export, config_from, tmp_path):
+    moved = shutil.copytree(qwen_export.folder, tmp_path / "moved")
+    data = bytearray((moved / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(data)
+    assert "is not what was exported" in refusal(config_from(moved))
+    (moved / "vlm_composer.json").write_text("{}")
+    assert "vlm_composer.json is damaged" in refusal(config_from(moved))

@@ -1,0 +1,43 @@
+"""The public names are there, cost nothing before they are used, and do what the README says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vlm_composer
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in vlm_composer.__all__:
+        assert getattr(vlm_composer, name).__doc__
+        assert name in vlm_composer.__doc__
+        assert name in dir(vlm_composer)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        vlm_composer.nothing  # noqa: B018
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = (
+        "import sys, vlm_composer; "
+        "print({'torch', 'transformers', 'composer', 'streaming'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_script_of_the_readme_captions_a_picture(qwen_export, tmp_path, monkeypatch, capsys):
+    section = README.read_text().split("## Take it away")[1].split("\n## ")[0]
+    (script,) = re.findall(r"```python\n(from vlm_composer .*?)```", section, re.DOTALL)
+    assert len(script.splitlines()) <= 20
+    (tmp_path / "export").symlink_to(qwen_export.folder)
+    (tmp_path / "picture.jpg").write_bytes(qwen_export.pictures[0].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "README.md", "exec"), {})
+    assert capsys.readouterr().out.count("\n") >= 1

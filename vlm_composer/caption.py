@@ -1,0 +1,167 @@
+"""Caption pictures with an export: `python -m vlm_composer.caption DIR IMAGE…`.
+
+Prints a JSON object a line, in the order of the pictures: `{"image": …, "caption": …}`, or
+`{"image": …, "error": …}` for one that cannot be read. The exit code is 1 where there was any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+from PIL import Image
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from vlm_composer.export.loading import caption_images, load_export
+from vlm_composer.export.pictures_at import Picture, find_pictures
+
+Opened = tuple[Picture, Image.Image | str]
+"""A picture, and its pixels or what is wrong with it."""
+
+
+def read_ahead(pictures: Iterable[Picture], count: int) -> Iterator[Opened]:
+    """Open pictures in threads, `count` ahead of what is taken, and give them in their order."""
+    waiting: collections.deque[tuple[Picture, Future[Image.Image | str]]] = collections.deque()
+    threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pictures")
+    try:
+        for picture in pictures:
+            waiting.append((picture, threads.submit(picture.open)))
+            if len(waiting) > count:
+                first, opened = waiting.popleft()
+                yield first, opened.result()
+        while waiting:
+            first, opened = waiting.popleft()
+            yield first, opened.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def caption_pictures(
+    model: Any,
+    processor: Any,
+    pictures: Iterable[Picture],
+    prompt: str | None = None,
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 64,
+) -> Iterator[dict[str, str]]:
+    """Caption pictures, a batch at a time.
+
+    Args:
+        model: As `load_export` returns it.
+        processor: Of the same export.
+        pictures: What to caption.
+        prompt: The question; the export's default prompt when None.
+        batch_size: Pictures captioned together.
+        max_new_tokens: Longest caption in tokens.
+
+    Yields:
+        `{"image", "caption"}` or `{"image", "error"}`, in the order of the pictures.
+    """
+    opened = read_ahead(pictures, 2 * batch_size)
+    while batch := list(itertools.islice(opened, batch_size)):
+        images = [image for _, image in batch if not isinstance(image, str)]
+        captions = iter(
+            caption_images(model, processor, images, prompt, max_new_tokens=max_new_tokens)
+            if images
+            else []
+        )
+        for picture, image in batch:
+            if isinstance(image, str):
+                yield {"image": picture.name, "error": image}
+            else:
+                yield {"image": picture.name, "caption": next(captions)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and caption; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        pictures = list(find_pictures(options.images))
+        model, processor = load_export(
+            options.export,
+            device=options.device,
+            dtype=options.dtype,
+            vision_tower=options.vision_tower,
+            language_model=options.language_model,
+        )
+        print(f"prompt: {options.prompt or processor.default_prompt!r}", file=sys.stderr)
+        with _output(options.out) as out:
+            rows = caption_pictures(
+                model,
+                processor,
+                pictures,
+                options.prompt,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+            )
+            errors = 0
+            for row in tqdm(rows, total=len(pictures), unit="image", unit_scale=False):
+                errors += "error" in row
+                print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if errors:
+        print(f"{errors} of {len(pictures)} pictures could not be read", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _output(path: str | None) -> contextlib.AbstractContextManager[IO[str]]:
+    if path is None:
+        return contextlib.nullcontext(sys.stdout)
+    return open(path, "w", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm_composer.caption",
+        description="Caption pictures with a folder that python -m vlm_composer.export wrote. "
+        "Prints a JSON object a line.",
+    )
+    parser.add_argument("export", metavar="DIR", help="the export")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, globs, and URLs of buckets (s3://, gs://, azure://)",
+    )
+    parser.add_argument(
+        "--prompt",
+        help="what is asked; <image> is appended where it is missing (default: the export's own, "
+        "the commonest of its training data where that was at hand)",
+    )
+    parser.add_argument("--batch-size", type=_positive, default=8, help="images at a time (8)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=64, help="longest caption (64)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of the weights; auto: as trained, but fp32 where bf16 is slow",
+    )
+    parser.add_argument("--vision-tower", help="where the vision tower is, if not as exported")
+    parser.add_argument("--language-model", help="where the language model is, if not as exported")
+    parser.add_argument("--out", metavar="FILE", help="write there; stdout if left out")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
