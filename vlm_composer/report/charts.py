@@ -6,6 +6,7 @@ dashed apart as well, for who cannot tell the colours.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,12 @@ def decimate(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]
 
 def smooth(points: Points, window: int) -> list[tuple[float, float]]:
     """The mean of the last `window` finite values, at each point."""
-    smoothed, recent = [], list[float]()
-    for x, y in points:
-        if math.isfinite(y):
-            recent = [*recent[-(window - 1) :], y] if window > 1 else [y]
-            smoothed.append((x, sum(recent) / len(recent)))
-    return smoothed
+    finite = [point for point in points if math.isfinite(point[1])]
+    sums = list(itertools.accumulate((y for _, y in finite), initial=0.0))
+    return [
+        (x, (sums[place + 1] - sums[max(place + 1 - window, 0)]) / min(place + 1, window))
+        for place, (x, _) in enumerate(finite)
+    ]
 
 
 def line_chart(

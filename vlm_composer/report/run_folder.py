@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_PICTURE_BYTES = 2_000_000
+MAX_SIZE = 1e300
+"""Greater values count as infinite."""
 
 
 class ReportError(ValueError):
@@ -106,8 +108,13 @@ def read_run(folder: Path) -> Run:
 def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines."""
     unread = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        notes.append(f"{path.name} could not be read: {error.strerror}.")
+        return
+    else:
+        for line in text.split("\n"):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -131,7 +138,7 @@ def _metrics(path: Path, notes: list[str]) -> dict[str, list[tuple[int, float]]]
     replaced_from: set[int] = set()
     for row in _lines(path, notes):
         batch = row.pop("batch", None)
-        if not isinstance(batch, int):
+        if not isinstance(batch, int) or not 0 <= batch < 2**53:
             continue
         for name, value in row.items():
             if not isinstance(value, int | float):
@@ -153,10 +160,10 @@ def _metrics(path: Path, notes: list[str]) -> dict[str, list[tuple[int, float]]]
 
 
 def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return math.inf
+    """A number that can be drawn: not so great or so small that its axis would overflow."""
+    if abs(value) > MAX_SIZE:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
+    return 0.0 if abs(value) < 1 / MAX_SIZE else float(value)
 
 
 def _facts(path: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -64,8 +64,8 @@ th { font-weight: 400; color: var(--soft); width: 34%; } .said th { width: 5.5re
 .id { margin: .4rem 0 0; font-size: .8rem; } ul { padding-left: 1.2rem; }
 @media print { :root { color-scheme: light; --back: #fff; --card: #fff; --ink: #000; --soft: #333;
   --rule: #999; --good: #0a5c30; --middling: #6b4500; --bad: #8f1d17; --unknown: #333;
-  --c0: #0b62c4;  --c1: #c2410c; --c2: #0f766e; --c3: #a21caf; --c4: #8a6d00; --c5: #64748b; --c6: #4d7c0f;
-  --c7: #9f1239; }
+  --c0: #0b62c4; --c1: #c2410c; --c2: #0f766e; --c3: #a21caf; --c4: #8a6d00; --c5: #64748b;
+  --c6: #4d7c0f; --c7: #9f1239; }
   body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
   figure, .card, .verdict, tr, li { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .charts, .cards { grid-template-columns: 1fr 1fr; }

@@ -41,13 +41,15 @@ def reproducibility_of(run: Run) -> str:
     if run.facts is None:
         return _absent(NO_FACTS)
     resumed = run.fact("resumed_at")
-    resumed = ", ".join(f"batch {batch}" for batch in resumed) if resumed else "never"
+    if isinstance(resumed, list):
+        resumed = ", ".join(f"batch {batch}" for batch in resumed) or "never"
+    command = run.fact("command")
     rows = [
-        ("command", " ".join(map(str, run.fact("command") or [])) or "–"),
+        ("command", " ".join(map(str, command)) if isinstance(command, list) else "–"),
         ("commit", _or_dash(run.fact("commit"))),
         *flat(run.fact("seeds") or {}, "seeds"),
         ("deterministic_mode", _or_dash(run.fact("config", "deterministic_mode"))),
-        ("resumed after", resumed),
+        ("resumed after", _or_dash(resumed)),
         *flat(run.fact("towers") or {}, "towers"),
     ]
     for split in ("train", "eval"):
