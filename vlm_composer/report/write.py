@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         partial.write_text(page, encoding="utf-8", errors="replace")
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise ReportError(f"{target} cannot be written: {error}; give another --out") from error
     return target
