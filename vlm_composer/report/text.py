@@ -1,0 +1,73 @@
+"""Numbers and foreign text on a page of HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def escape(text: object) -> str:
+    """Make a text safe within HTML, in an attribute too. Captions, names and paths may hold
+    anything: half of a surrogate pair and control characters become �."""
+    whole = str(text).encode("utf-8", "replace").decode("utf-8")
+    return html.escape(_CONTROL.sub("�", whole), quote=True)
+
+
+def foreign(text: object) -> str:
+    """A text of unknown direction, kept from turning what stands around it."""
+    return f"<bdi>{escape(text)}</bdi>"
+
+
+def number(value: object) -> str:
+    """Three or four digits of a number, with thousands set apart; what is none as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return escape(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if value == int(value) and size < 1e6:
+        return f"{int(value):,}".replace("-", "−")
+    if size >= 1e6 or size < 1e-3:
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}".replace("-", "−")
+    digits = max(0, 3 - math.floor(math.log10(size)) - 1) if size >= 1 else 3
+    text = f"{value:,.{max(digits, 0)}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if not math.isfinite(seconds):
+        return number(seconds)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def flat(entry: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """A nested document as pairs of a dotted name and a text, both unescaped."""
+    if isinstance(entry, Mapping) and entry:
+        for key, value in entry.items():
+            yield from flat(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(entry, list) and any(isinstance(item, Mapping) for item in entry):
+        for index, value in enumerate(entry):
+            yield from flat(value, f"{name}[{index}]")
+    elif isinstance(entry, Mapping):
+        yield name, "none"
+    elif isinstance(entry, list):
+        yield name, ", ".join(map(str, entry)) or "none"
+    elif entry is None:
+        yield name, "–"
+    elif isinstance(entry, bool):
+        yield name, "yes" if entry else "no"
+    else:
+        yield name, f"{entry:,}" if isinstance(entry, int) and abs(entry) >= 10000 else str(entry)
