@@ -84,7 +84,7 @@ def test_both_engines_write_the_same_bytes(
         settings = {**SETTINGS, "show_progress": False}
         if first == "local" and second:
             kill_at("convert.journal:Journal.finish", 2, tmp_path, pairs.json_path, pairs.images,
-                    out, **settings)  # fmt: skip
+                    out, **SETTINGS)  # fmt: skip
         elif second:
             with pytest.raises(KeyboardInterrupt):
                 convert_by(Interrupted(engine), pairs, out)
