@@ -81,7 +81,6 @@ def test_both_engines_write_the_same_bytes(
     for name in ("local", "spark", "spark, then local", "local, then spark"):
         out = tmp_path / name.replace(", then ", "-")
         first, _, second = name.partition(", then ")
-        settings = {**SETTINGS, "show_progress": False}
         if first == "local" and second:
             kill_at("convert.journal:Journal.finish", 2, tmp_path, pairs.json_path, pairs.images,
                     out, **SETTINGS)  # fmt: skip
