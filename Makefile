@@ -24,6 +24,7 @@ bench: setup ## check every claim of benchmarks/ (about an hour on two cores; tw
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/two_hosts.py
+	$(BIN)/python benchmarks/convert.py
 
 test: setup ## run every test, on one process, on two ranks and on four
 	$(BIN)/python -m pytest

@@ -41,7 +41,9 @@ def check_image(data: bytes) -> tuple[int, int]:
             with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header only
                 width, height = image.size
                 _check_dimensions(width, height)
-                image.convert("RGB")  # decodes; an animation gives its first frame
+                image.load()  # decodes; an animation gives its first frame
+                if image.mode != "RGB":  # else it would only be copied
+                    image.convert("RGB")
                 return (height, width) if _lies_on_its_side(image) else (width, height)
     except Rejected:
         raise

@@ -90,7 +90,7 @@ class SparkEngine:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             session = self._session = SparkSession.builder.getOrCreate()
         context = session.sparkContext
-        if (context.master or "").startswith("local"):
+        if str(context.master).startswith("local"):
             # As `python -m convert` finds the project here, executors of this machine do.
             path = context.environment.get("PYTHONPATH", "")
             if str(_ROOT) not in path.split(os.pathsep):

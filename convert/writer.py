@@ -16,6 +16,10 @@ HASHES = ["sha1", "xxh64"]
 """Of every shard: one that every reader has, and a fast one."""
 
 
+_OVERHEAD = 1 << 12
+"""Bytes of a shard beside the values of its only sample: more than its header and sizes."""
+
+
 class ShardWriter:
     """Writes MDS shards in a staging folder, and publishes each as soon as it is full.
 
@@ -77,11 +81,13 @@ class ShardWriter:
             Rejected: If it is larger than a shard. MDSWriter would write an empty shard before it.
         """
         sample: dict[str, Any] = {**record}
-        size = len(self._mds.encode_sample(sample)) + self._mds.extra_bytes_per_sample
-        if size + self._mds.extra_bytes_per_shard > self._size_limit:
-            raise Rejected(
-                Reason.TOO_LARGE, f"{size} bytes, more than a shard holds ({self._size_limit})"
-            )
+        most = _most_bytes(sample)
+        if most is None or most + _OVERHEAD > self._size_limit:  # MDSWriter encodes it once more
+            size = len(self._mds.encode_sample(sample)) + self._mds.extra_bytes_per_sample
+            if size + self._mds.extra_bytes_per_shard > self._size_limit:
+                raise Rejected(
+                    Reason.TOO_LARGE, f"{size} bytes, more than a shard holds ({self._size_limit})"
+                )
         self._mds.write(sample)
         self.num_samples += 1
         self._publish_new_shards()
@@ -101,6 +107,19 @@ class ShardWriter:
             name = f"{self._names}.{self.num_shards:05}.mds"
             self.shards.append({**shard, "raw_data": {**shard["raw_data"], "basename": name}})
             self._destination.publish(staged, f"{self._folder}/{name}")
+
+
+def _most_bytes(sample: Mapping[str, Any]) -> int | None:
+    """What the values of a sample take at most; None where that is not known without encoding."""
+    most = 0
+    for value in sample.values():
+        if isinstance(value, str):
+            most += 4 * len(value)
+        elif isinstance(value, bytes):
+            most += len(value)
+        else:
+            return None
+    return most
 
 
 def num_bytes(shards: Iterable[Mapping[str, Any]]) -> int:

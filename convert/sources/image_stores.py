@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import stat
@@ -10,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from convert.errors import ConversionError, Reason, Rejected
@@ -22,6 +22,9 @@ THREADS = 8
 
 _WINDOW = 2 * THREADS
 """Images that may wait for one before them."""
+
+
+_FOLDERS = 1 << 14
 
 
 class ImageStore(ABC):
@@ -68,6 +71,8 @@ class ImageFolder(ImageStore):
         self._given = root
         self._root = os.path.realpath(root)
         self._max_image_bytes = max_image_bytes
+        self._folders: dict[str, str] = {}
+        """Where the folders of names lead, of those last met."""
 
     def check(self) -> None:
         if not os.path.isdir(self._root):
@@ -83,18 +88,14 @@ class ImageFolder(ImageStore):
         try:
             if os.path.isabs(name):
                 raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} is an absolute path")
-            path = os.path.realpath(os.path.join(self._root, name))
-            if os.path.commonpath([self._root, path]) != self._root:
-                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} leads to {path!r}")
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would block for ever
-                raise Rejected(Reason.UNREADABLE_IMAGE, f"{name!r} is not a file")
-            if status.st_size > self._max_image_bytes:
-                raise Rejected(
-                    Reason.TOO_LARGE,
-                    f"{status.st_size} bytes, more than a shard holds ({self._max_image_bytes})",
-                )
-            return Path(path).read_bytes()
+            folder, _, base = name.rpartition("/")
+            found = None if base in ("", ".", "..") else self._open_plain(folder, base)
+            if found is None:  # a link, which may lead anywhere
+                found = os.open(self._inside(name, name), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                return self._read_open(found, name)
+            finally:
+                os.close(found)
         except (FileNotFoundError, NotADirectoryError) as error:
             if not os.path.isdir(self._root):
                 raise ConversionError(
@@ -104,6 +105,41 @@ class ImageFolder(ImageStore):
             raise Rejected(Reason.MISSING_IMAGE, f"no file {name!r} in the images root") from error
         except (OSError, ValueError) as error:  # ValueError: no file can have such a name
             raise Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}") from error
+
+    def _read_open(self, file: int, name: str) -> bytes:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe
+            raise Rejected(Reason.UNREADABLE_IMAGE, f"{name!r} is not a file")
+        if status.st_size > self._max_image_bytes:
+            raise Rejected(
+                Reason.TOO_LARGE,
+                f"{status.st_size} bytes, more than a shard holds ({self._max_image_bytes})",
+            )
+        data = os.read(file, status.st_size)
+        while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
+            data += more
+        return data
+
+    def _open_plain(self, folder: str, base: str) -> int | None:
+        """Open a file of a folder, whose way is looked up only once; None if it is a link."""
+        if folder not in self._folders:
+            if len(self._folders) == _FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = self._inside(folder, f"{folder}/{base}")
+        try:
+            path = f"{self._folders[folder]}/{base}"
+            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+
+    def _inside(self, path: str, name: str) -> str:
+        """Where a path below the root leads, through all links; `name` is for the message."""
+        real = os.path.realpath(os.path.join(self._root, path))
+        if os.path.commonpath([self._root, real]) != self._root:
+            raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} leads to {real!r}")
+        return real
 
 
 def image_name(fields: object) -> str | Rejected:

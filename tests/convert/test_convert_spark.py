@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from killed_runs import kill_at
 
-from convert import ConversionError
+from convert import ConversionError, convert_pairs
 from convert.destination import Bucket, Folder, open_destination
-from convert.engine import Tell
+from convert.engine import LocalEngine, Tell
+from convert.sources import LlavaJson
 from convert.sources.image_stores import ImageFolder
 from convert.sources.scratch import Scratch
 
@@ -80,27 +81,31 @@ def test_both_engines_write_the_same_bytes(
     for name in ("local", "spark", "spark, then local", "local, then spark"):
         out = tmp_path / name.replace(", then ", "-")
         first, _, second = name.partition(", then ")
-        settings = {**SETTINGS, "show_progress": False}
         if first == "local" and second:
             kill_at("convert.journal:Journal.finish", 2, tmp_path, pairs.json_path, pairs.images,
-                    out, **settings)  # fmt: skip
+                    out, **SETTINGS)  # fmt: skip
         elif second:
             with pytest.raises(KeyboardInterrupt):
-                pairs.convert(out, **SETTINGS, engine=Interrupted(engine))
-        assert (out / ".convert" / "00000.json").exists() or not second, "nothing to go on with"
-        pairs.convert(out, **SETTINGS, engine=engine if name.endswith("spark") else None)
+                convert_by(Interrupted(engine), pairs, out)
+        assert bool(second) == bool([*out.glob(".convert/0000?.json")])
+        convert_by(engine if name.endswith("spark") else LocalEngine(1), pairs, out)
         runs[name] = files(out)
     assert len([name for name in runs["local"] if name.endswith(".mds")]) > 6
     assert {name: run == runs["local"] for name, run in runs.items()} == dict.fromkeys(runs, True)
 
 
+def convert_by(engine: Any, pairs: Any, out: Path) -> None:
+    source = LlavaJson(pairs.json_path, pairs.images, SETTINGS["size_limit"])
+    convert_pairs([source], out, engine=engine, show_progress=False, **SETTINGS)
+
+
 class Interrupted:
-    """Ends when the first two shards' partitions of the second pass are done."""
+    """Ends when two partitions of the second pass are done."""
 
     def __init__(self, engine: SparkEngine) -> None:
         self._engine = engine
 
-    def map(self, function: Any, tasks: Any, hear: Any) -> Any:
+    def map(self, function: Any, tasks: Any, hear: Any = None) -> Any:
         with closing(self._engine.map(function, tasks, hear)) as results:
             for count, result in enumerate(results):
                 if count == 2 and isinstance(result[1], tuple):
