@@ -140,7 +140,9 @@ def test_wandb_gets_a_table_with_the_pictures(tiny_yaml, tmp_path):
     path = tiny_yaml(loggers={"wandb": {"project": "tests"}}, callbacks=LOGGED, max_duration="1ba")
     done = subprocess.run(
         [sys.executable, "-c", RUN, path],
-        env=os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        env=os.environ
+        | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        | {"WANDB_DATA_DIR": str(tmp_path / "wandb")},
         capture_output=True,
         text=True,
     )
@@ -151,11 +153,12 @@ def test_wandb_gets_a_table_with_the_pictures(tiny_yaml, tmp_path):
     for table in tables:
         assert table["columns"] == ["id", "image", "truth", "caption"]
         assert len(table["data"]) == 3
-        for (name, picture, truth, caption), line in zip(
-            tables[0]["data"], logged(tmp_path / "run", 0), strict=True
-        ):
-            assert (name, truth, caption) == (line["id"], line["truth"], line["caption"])
-            assert (media.parent / picture["path"]).is_file()
+    for row, line in zip(tables[0]["data"], logged(tmp_path / "run", 0), strict=True):
+        assert row == [line["id"], "Image", line["truth"], line["caption"]]
+        # W&B keeps the pictures of a table in an artifact, which it stages for `wandb sync`.
+        picture = (tmp_path / "run" / "captions" / line["image"]).read_bytes()
+        staged = (file for file in (tmp_path / "wandb").rglob("staging/*") if file.is_file())
+        assert any(file.read_bytes() == picture for file in staged)
 
 
 def test_names_of_pictures_are_plain_and_differ():

@@ -60,9 +60,15 @@ class At(Callback):
 
 
 def test_a_loss_spike(provoke):
-    found = provoke(optimizer={"lr": 1e3}, warnings={"loss_factor": 1.3})
-    (warning,) = only(found, "loss_spike")
-    assert warning["batch"] == 2  # the first step, at the end of batch 1, was the first with a lr
+    def change(trainer, vlm):
+        def multiply(state):
+            if state.timestamp.batch == 3:
+                state.outputs = state.outputs._replace(total=10 * state.outputs.total)
+
+        trainer.state.callbacks.append(At("after_forward", multiply))
+
+    (warning,) = only(provoke(change), "loss_spike")
+    assert warning["batch"] == 3
     assert "lower optimizer.lr" in warning["message"]
 
 
@@ -84,13 +90,13 @@ def test_gradients_that_explode_though_they_are_clipped(provoke):
     clipping = {"gradient_clipping": {"clipping_threshold": 1e-3}}
     found = provoke(scale_gradients(100, 3), algorithms=clipping)
     (warning,) = only(found, "gradient_exploding")
-    assert warning["batch"] == 3
+    assert warning["batch"] == 4  # batches done by then
     assert "before clipping" in warning["message"]
 
 
 def test_gradients_of_zero(provoke):
     (warning,) = only(provoke(scale_gradients(0, 2)), "gradient_zero")
-    assert warning["batch"] == 2
+    assert warning["batch"] == 3
     assert "whether the samples have answers" in warning["message"]
 
 
@@ -136,7 +142,7 @@ def test_a_gap_has_its_time(provoke):
 
 def test_what_goes_on_is_said_again_after_the_cool_down(provoke):
     found = provoke(scale_gradients(0, 1), warnings={"cooldown": 2})
-    assert [warning["batch"] for warning in only(found, "gradient_zero")] == [1, 3, 5]
+    assert [warning["batch"] for warning in only(found, "gradient_zero")] == [2, 4, 6]
 
 
 def test_losses_that_vary_are_no_spikes(tmp_path):

@@ -7,10 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from vlm_composer.data.template import Template
 from vlm_composer.models.packing import IGNORE_INDEX, pack
 from vlm_composer.models.vlm import VisionLanguageModel
+
+
+class OneCache(DynamicCache):
+    """A KV cache that stays one object under FSDP2.
+
+    FSDP2 casts what a module is called with, and takes apart and builds anew every container that
+    torch's pytree knows, a DynamicCache of transformers 4.53 among them: each layer would write
+    into a copy that nobody reads. A subclass is not known to it.
+    """
 
 
 @torch.no_grad()
@@ -60,6 +70,7 @@ def caption_images(
         pad_token_id=eos_token_id,
         use_cache=True,
         synced_gpus=in_step,
+        **({"past_key_values": OneCache()} if in_step else {}),
     )
     texts = template.tokenizer.batch_decode(generated, skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -54,7 +54,11 @@ def _wandb(wandb: WandBConfig, config: TrainConfig) -> DispensableWandB:
     folder = config.folder("{run_folder}")
     if dist.get_global_rank() == 0:
         os.makedirs(folder, exist_ok=True)
-    return DispensableWandB(name=config.run_name, init_kwargs={"dir": folder}, **asdict(wandb))
+    # wandb 0.18 asks its server before it writes a table with pictures, offline as well, and goes
+    # on asking for minutes where there is no network.
+    settings = {"allow_offline_artifacts": False} if offline else {}
+    options = {"dir": folder, "settings": settings}
+    return DispensableWandB(name=config.run_name, init_kwargs=options, **asdict(wandb))
 
 
 def _has_wandb_key() -> bool:
