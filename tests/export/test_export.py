@@ -54,7 +54,7 @@ def test_the_card_says_what_the_run_was(qwen_export):
         "# tiny",
         "ep0-ba4.safetensors",
         facts["towers"]["vision_tower"]["weights_hash"],
-        "4 of 8 samples",
+        "4, of 8 samples each",
         "evaluation loss | ",
         "training loss of the last batch | ",
         "samples 40, index_xxh64",
@@ -85,6 +85,7 @@ def test_with_towers_nothing_else_is_needed(name, request, tmp_path):
     exported = request.getfixturevalue(name)
     whole = export_checkpoint(exported.checkpoints, tmp_path / "whole", with_towers=True)
     assert VLMComposerConfig.from_pretrained(whole).towers is None
+    assert str(exported.folder.parent) not in (whole / "config.json").read_text()
     model, processor = load_export(whole, device="cpu")
     assert close(answer_logits(exported, model, processor), exported.answer_logits().logits)
 

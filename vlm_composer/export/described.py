@@ -94,6 +94,7 @@ def model_config(
     torch_dtype = DTYPES[dtype if dtype != "trained" else SHORT[trained]]
     for part_config in configs.values():  # or "auto" would take what the towers' files say
         part_config.torch_dtype = torch_dtype
+        part_config._name_or_path = ""  # where it was read, which means nothing elsewhere
     return VLMComposerConfig(
         vision_config=configs["vision_tower"],
         text_config=text_config,

@@ -89,7 +89,8 @@ def _lines(facts: Mapping[str, Any], config: Any, vision: VisionSettings) -> Ite
         )
     )
     yield from ("", ENGINES, "", "## Run", "", "| | |", "| --- | --- |")
-    yield f"| optimizer steps | {run['batches']:,} of {run['global_train_batch_size']} samples |"
+    batch_size = run["global_train_batch_size"]
+    yield f"| optimizer steps | {run['batches']:,}, of {batch_size} samples each |"
     yield f"| planned length | {run['max_duration']} |"
     yield f"| optimizer | {_pairs(run['optimizer'])} |"
     yield f"| schedule | {_pairs(run['scheduler'])} |"
