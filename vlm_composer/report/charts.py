@@ -22,7 +22,7 @@ MAX_POINTS = 240
 """Points of a line that are drawn; of more, the least and greatest of each stretch."""
 MAX_TOOLTIPS = 40
 MAX_BARS = 40
-LOG_ABOVE = 500
+LOG_ABOVE = 50
 """Ratio of greatest to least value above which the axis is logarithmic."""
 
 

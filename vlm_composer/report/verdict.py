@@ -246,8 +246,8 @@ def _warnings_fact(run: Run) -> Fact:
         "none" if watched else "none known",
         "The run was watched for spikes, exploding gradients, a collapsed connector and the like."
         if watched
-        else "There is no warnings.jsonl; whether callbacks.warnings was on is not known or it was "
-        "off.",
+        else "There is no warnings.jsonl, and whether the run was watched (callbacks.warnings) is "
+        "not known, or it was not.",
     )
 
 
