@@ -169,18 +169,21 @@ def stacked_chart(
     groups = [batches[i : i + -(-len(batches) // MAX_BARS)] for i in _starts(len(batches))]
     bars = [[_mean([part.get(x, 0.0) for x in group]) for part in kept] for group in groups]
     y_scale = _y_scale([sum(bar) for bar in bars], from_zero=True, log=False)
-    x_scale = _x_scale(batches)
-    width = (WIDTH - LEFT - RIGHT) / len(bars)
-    marks = [_axes(x_scale if len(bars) > 1 else None, y_scale, unit)]
-    for place, (group, bar) in enumerate(zip(groups, bars, strict=True)):
-        base = 0.0
+    # The values of a batch are of the steps since those before: a bar is as wide as these.
+    ends = [group[-1] for group in groups]
+    before = max(2 * batches[0] - batches[1], 0) if len(batches) > 1 else 0
+    before = min(before, ends[-1] - 1)
+    x_scale = _x_scale([before, ends[-1]])
+    marks = [_axes(x_scale, y_scale, unit)]
+    for start, end, bar in zip([before, *ends], ends, bars, strict=False):
+        left, width, base = x_scale(start), x_scale(end) - x_scale(start), 0.0
         for index, (name, value) in enumerate(zip(parts, bar, strict=True)):
             top, bottom = y_scale(base + value), y_scale(base)
             base += value
             marks.append(
-                f'<rect class="bar s{index}" x="{LEFT + place * width + 0.5:.1f}" y="{top:.1f}" '
+                f'<rect class="bar s{index}" x="{left:.1f}" y="{top:.1f}" '
                 f'width="{max(width - 1, 0.5):.1f}" height="{bottom - top:.1f}">'
-                f"<title>batch {number(group[-1])}: {escape(name)} {number(value)} {escape(unit)}"
+                f"<title>batch {number(end)}: {escape(name)} {number(value)} {escape(unit)}"
                 f" of {number(sum(bar))}</title></rect>"
             )
     total = sum(bars[-1]) or 1.0
@@ -224,7 +227,7 @@ def _y_scale(values: Sequence[float], from_zero: bool, log: bool | None = None) 
     return Scale(low if from_zero and low == 0 else low - room, high + room, HEIGHT - BOTTOM, TOP)
 
 
-def _axes(x_scale: Scale | None, y_scale: Scale, unit: str) -> str:
+def _axes(x_scale: Scale, y_scale: Scale, unit: str) -> str:
     parts = []
     for value in y_scale.ticks():
         y = y_scale(value)
@@ -233,9 +236,9 @@ def _axes(x_scale: Scale | None, y_scale: Scale, unit: str) -> str:
             f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">'
             f"{number(value)}</text>"
         )
-    for value in x_scale.ticks() if x_scale else ():
+    for value in x_scale.ticks():
         if value == int(value):
-            x = x_scale(value) if x_scale else 0
+            x = x_scale(value)
             parts.append(
                 f'<path class="axis" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>'
                 f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'

@@ -194,7 +194,7 @@ def _step_times(run: Run) -> str:
             title,
             "callbacks.step_times was off, or the run is shorter than its first batches.",
         )
-    return stacked_chart(title, present, unit="s a step", explain="Each bar is a mean of steps.")
+    return stacked_chart(title, present, unit="s a step", explain="A bar is the mean of its steps.")
 
 
 def _data_wait(run: Run) -> str:
