@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_composer.report.charts import Series, line_chart, smooth, stacked_chart
+from vlm_composer.report.axes import smooth
+from vlm_composer.report.charts import Series, line_chart, stacked_chart
 from vlm_composer.report.run_folder import Run
 from vlm_composer.report.text import escape
 from vlm_composer.report.verdict import CLEAR_GAP, gap_of
