@@ -178,8 +178,8 @@ def open_browser(chromium: Path) -> Iterator[Page]:
             stderr=subprocess.STDOUT,
             env=os.environ
             | {
-                "LD_LIBRARY_PATH": str(chromium / "lib"),
-                "FONTCONFIG_FILE": str(chromium / "fonts.conf"),
+                "LD_LIBRARY_PATH": str(chromium.resolve() / "lib"),
+                "FONTCONFIG_FILE": str(chromium.resolve() / "fonts.conf"),
                 "HOME": profile,
             },
         )

@@ -11,14 +11,8 @@ import pytest
 
 from run_folders import FACTS, evaluation_lines, metric_lines, whole_run, write_lines
 from vlm_composer.report.__main__ import main
-from vlm_composer.report.charts import (
-    Series,
-    decimate,
-    even_ticks,
-    line_chart,
-    smooth,
-    stacked_chart,
-)
+from vlm_composer.report.axes import decimate, even_ticks, smooth
+from vlm_composer.report.charts import Series, line_chart, stacked_chart
 from vlm_composer.report.curves import STEP_PARTS
 from vlm_composer.report.run_folder import ReportError, read_run
 from vlm_composer.report.text import duration, escape, flat, number

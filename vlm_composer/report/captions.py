@@ -62,4 +62,4 @@ def _said(each: Captioned, batch: int) -> str:
     if not caption.strip():
         return '<span class="absent">(nothing)</span>'
     right = caption.strip().lower() == each.truth.strip().lower()
-    return foreign(caption) + (' <span class="right">✓ as it is</span>' if right else "")
+    return foreign(caption) + (' <span class="right">(word for word)</span>' if right else "")

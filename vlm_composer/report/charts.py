@@ -6,24 +6,27 @@ dashed apart as well, for who cannot tell the colours.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vlm_composer.report.axes import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Points,
+    Scale,
+    across,
+    decimate,
+    upward,
+)
 from vlm_composer.report.text import escape, number
 
-Points = Sequence[tuple[float, float]]
-
-WIDTH, HEIGHT = 420, 260
-"""Units of the drawing; on a phone, where it is 330 pixels wide, its text is still legible."""
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40
-MAX_POINTS = 240
-"""Points of a line that are drawn; of more, the least and greatest of each stretch."""
 MAX_TOOLTIPS = 40
 MAX_BARS = 40
-LOG_ABOVE = 500
-"""Ratio of greatest to least value above which the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -34,78 +37,6 @@ class Series:
     points: Points
     faint: bool = False
     """Drawn pale behind the others."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Where values lie on an axis."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        bent = math.log10 if self.log else float
-        low, high = bent(self.low), bent(self.high)
-        share = (bent(value) - low) / (high - low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Round values between low and high, at most eight."""
-        if not self.log:
-            return even_ticks(self.low, self.high)
-        powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-        decades = [10.0**power for power in powers]
-        return decades[:: -(-len(decades) // 6)] if len(decades) > 1 else [self.low, self.high]
-
-
-def even_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 × a power of ten between two values."""
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
-def decimate(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """Keep the shape of a line in fewer points: of each stretch its least and its greatest.
-
-    Args:
-        points: In order of batches; values may be NaN or infinite, of which each stretch keeps one.
-        most: Points to keep, about.
-    """
-    if len(points) <= most:
-        return list(points)
-    stretch = -(-len(points) // (most // 2))
-    kept: list[tuple[float, float]] = []
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        finite = [point for point in part if math.isfinite(point[1])]
-        chosen = {part.index(p) for p in part if not math.isfinite(p[1])}
-        chosen = {min(chosen)} if chosen else set()
-        if finite:
-            chosen |= {part.index(min(finite, key=lambda p: p[1]))}
-            chosen |= {part.index(max(finite, key=lambda p: p[1]))}
-        if start == 0:
-            chosen.add(0)
-        if start + stretch >= len(points):
-            chosen.add(len(part) - 1)
-        kept += [part[index] for index in sorted(chosen)]
-    return kept
-
-
-def smooth(points: Points, window: int) -> list[tuple[float, float]]:
-    """The mean of the last `window` finite values, at each point."""
-    finite = [point for point in points if math.isfinite(point[1])]
-    sums = list(itertools.accumulate((y for _, y in finite), initial=0.0))
-    return [
-        (x, (sums[place + 1] - sums[max(place + 1 - window, 0)]) / min(place + 1, window))
-        for place, (x, _) in enumerate(finite)
-    ]
 
 
 def line_chart(
@@ -134,8 +65,8 @@ def line_chart(
     batches = [x for each in series for x, _ in each.points]
     if level is not None:
         values.append(level[1])
-    y_scale = _y_scale(values, from_zero)
-    x_scale = _x_scale(batches)
+    y_scale = upward(values, from_zero)
+    x_scale = across(batches)
     marks = [_axes(x_scale, y_scale, unit)]
     if level is not None:
         y = y_scale(level[1])
@@ -168,19 +99,22 @@ def stacked_chart(
     kept = [dict(points) for points in parts.values()]
     groups = [batches[i : i + -(-len(batches) // MAX_BARS)] for i in _starts(len(batches))]
     bars = [[_mean([part.get(x, 0.0) for x in group]) for part in kept] for group in groups]
-    y_scale = _y_scale([sum(bar) for bar in bars], from_zero=True, log=False)
-    x_scale = _x_scale(batches)
-    width = (WIDTH - LEFT - RIGHT) / len(bars)
-    marks = [_axes(x_scale if len(bars) > 1 else None, y_scale, unit)]
-    for place, (group, bar) in enumerate(zip(groups, bars, strict=True)):
-        base = 0.0
+    y_scale = upward([sum(bar) for bar in bars], from_zero=True, log=False)
+    # The values of a batch are of the steps since those before: a bar is as wide as these.
+    ends = [group[-1] for group in groups]
+    before = max(2 * batches[0] - batches[1], 0) if len(batches) > 1 else 0
+    before = min(before, ends[-1] - 1)
+    x_scale = across([before, ends[-1]])
+    marks = [_axes(x_scale, y_scale, unit)]
+    for start, end, bar in zip([before, *ends], ends, bars, strict=False):
+        left, width, base = x_scale(start), x_scale(end) - x_scale(start), 0.0
         for index, (name, value) in enumerate(zip(parts, bar, strict=True)):
             top, bottom = y_scale(base + value), y_scale(base)
             base += value
             marks.append(
-                f'<rect class="bar s{index}" x="{LEFT + place * width + 0.5:.1f}" y="{top:.1f}" '
+                f'<rect class="bar s{index}" x="{left:.1f}" y="{top:.1f}" '
                 f'width="{max(width - 1, 0.5):.1f}" height="{bottom - top:.1f}">'
-                f"<title>batch {number(group[-1])}: {escape(name)} {number(value)} {escape(unit)}"
+                f"<title>batch {number(end)}: {escape(name)} {number(value)} {escape(unit)}"
                 f" of {number(sum(bar))}</title></rect>"
             )
     total = sum(bars[-1]) or 1.0
@@ -201,30 +135,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(values)
 
 
-def _x_scale(batches: Sequence[float]) -> Scale:
-    low, high = min(batches), max(batches)
-    if low == high:
-        low, high = low - 1, high + 1
-    return Scale(low, high, LEFT, WIDTH - RIGHT)
-
-
-def _y_scale(values: Sequence[float], from_zero: bool, log: bool | None = None) -> Scale:
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if log is None:
-        log = low > 0 and high / low > LOG_ABOVE
-    if log:
-        return Scale(low / 1.1, high * 1.1, HEIGHT - BOTTOM, TOP, log=True)
-    if from_zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    # A flat line, or one whose differences are rounding, gets a height as well.
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = abs(high) / 10 or 1.0
-        low, high = (low if from_zero else low - room), high + room
-    room = (high - low) * 0.05
-    return Scale(low if from_zero and low == 0 else low - room, high + room, HEIGHT - BOTTOM, TOP)
-
-
-def _axes(x_scale: Scale | None, y_scale: Scale, unit: str) -> str:
+def _axes(x_scale: Scale, y_scale: Scale, unit: str) -> str:
     parts = []
     for value in y_scale.ticks():
         y = y_scale(value)
@@ -233,9 +144,9 @@ def _axes(x_scale: Scale | None, y_scale: Scale, unit: str) -> str:
             f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">'
             f"{number(value)}</text>"
         )
-    for value in x_scale.ticks() if x_scale else ():
+    for value in x_scale.ticks():
         if value == int(value):
-            x = x_scale(value) if x_scale else 0
+            x = x_scale(value)
             parts.append(
                 f'<path class="axis" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>'
                 f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'

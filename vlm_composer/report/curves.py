@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_composer.report.charts import Series, line_chart, smooth, stacked_chart
+from vlm_composer.report.axes import smooth
+from vlm_composer.report.charts import Series, line_chart, stacked_chart
 from vlm_composer.report.run_folder import Run
 from vlm_composer.report.text import escape
 from vlm_composer.report.verdict import CLEAR_GAP, gap_of
@@ -194,7 +195,7 @@ def _step_times(run: Run) -> str:
             title,
             "callbacks.step_times was off, or the run is shorter than its first batches.",
         )
-    return stacked_chart(title, present, unit="s a step", explain="Each bar is a mean of steps.")
+    return stacked_chart(title, present, unit="s a step", explain="A bar is the mean of its steps.")
 
 
 def _data_wait(run: Run) -> str:

@@ -28,7 +28,7 @@ dl.numbers { display: grid; gap: .8rem; margin: 1rem 0;
 dl.numbers div { border-top: 1px solid var(--rule); padding-top: .5rem; }
 dt { font-size: .9rem; color: var(--soft); } dd { margin: 0; } dd.value { font-weight: 650; }
 dd.meaning { font-size: .9rem; }
-.charts { display: grid; gap: 1.2rem;
+.charts { display: grid; gap: 1.2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; padding: .8rem;
   border: 1px solid var(--rule); border-radius: .4rem; min-width: 0; }

@@ -62,9 +62,9 @@ def flat(entry: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for index, value in enumerate(entry):
             yield from flat(value, f"{name}[{index}]")
     elif isinstance(entry, Mapping):
-        yield name, "none"
+        yield name, "{}"
     elif isinstance(entry, list):
-        yield name, ", ".join(map(str, entry)) or "none"
+        yield name, ", ".join(map(str, entry)) or "[]"
     elif entry is None:
         yield name, "–"
     elif isinstance(entry, bool):

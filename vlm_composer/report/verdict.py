@@ -128,7 +128,13 @@ def _headline(run: Run, gaps: list[tuple[int, float]]) -> tuple[Tone, str, str]:
         return (
             "middling",
             "A little: seeing sets in.",
-            worth + f" From {_times(CLEAR_GAP)} × on this page says yes.",
+            worth
+            + f" From {_times(CLEAR_GAP)} × on this page says yes."
+            + (
+                " It does not yet find an image's own caption more often than by guessing."
+                if _beats_chance(run) is False
+                else ""
+            ),
         )
     if run.fact("ended") is None:
         return (
@@ -223,16 +229,17 @@ def _loss_fact(run: Run) -> Fact:
             "passed yet.",
         )
     (first, before), (last, after) = points[0], points[-1]
-    value = f"{number(after)} nats a token"
+    value, when = f"{number(after)} nats a token", ""
     if last > first:
-        when = "before training" if first == 0 else f"after batch {first:,}"
-        value = f"{number(before)} → {number(after)}"
-        value += f" nats a token ({when} → after batch {last:,})"
+        value = f"from {number(before)} to {number(after)} nats a token"
+        when = "Before training" if first == 0 else f"After batch {first:,}"
+        when += f", and after batch {last:,}. "
     return Fact(
         name,
         value,
-        "How surprised the model is by true captions that it never trained on. It should fall; how "
-        "low it gets depends on the data, and it falls a good deal without seeing anything.",
+        when
+        + "How surprised the model is by true captions that it never trained on. It should fall; "
+        "how low it gets depends on the data, and it falls a good deal without seeing anything.",
     )
 
 
@@ -246,8 +253,8 @@ def _warnings_fact(run: Run) -> Fact:
         "none" if watched else "none known",
         "The run was watched for spikes, exploding gradients, a collapsed connector and the like."
         if watched
-        else "There is no warnings.jsonl; whether callbacks.warnings was on is not known or it was "
-        "off.",
+        else "There is no warnings.jsonl, and whether the run was watched (callbacks.warnings) is "
+        "not known, or it was not.",
     )
 
 
