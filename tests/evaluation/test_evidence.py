@@ -47,7 +47,7 @@ def expected(config):
     model = ComposerVLM(vlm)
     encoder = assemble_encoder(config, template)
     captions = open_dataset(
-        config.eval_loader.dataset, encoder, batch_size=1, store_timeout=config.store_timeout
+        config.eval_loader, encoder, batch_size=1, store_timeout=config.store_timeout
     )
     wanted = config.callbacks.evidence
     total, count = captions.num_samples, min(wanted.num_samples, captions.num_samples)

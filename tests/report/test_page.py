@@ -247,7 +247,10 @@ def test_a_real_run(page: Page, tiny_config, tmp_path: Path) -> None:
     trainer, *_ = run(
         tiny_config(
             loggers={"jsonl": {}},
-            callbacks={"lr_monitor": {}, "optimizer_monitor": {"batch_log_interval": 1}},
+            callbacks={
+                **{"lr_monitor": {}, "optimizer_monitor": {"batch_log_interval": 1}},
+                **{"evidence": {"num_samples": 4, "num_choices": 2}, "captions": {"num_images": 2}},
+            },
         )
     )
     trainer.close()
