@@ -160,7 +160,7 @@ class _Worker:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return ConversionError(
             f"a worker process died ({how}). The system kills processes that take too much "
-            "memory: look at its log, and try fewer --workers. A conversion goes on where it stopped"
+            "memory: look at its log, and try fewer --workers. A conversion goes on where it was"
         )
 
 
