@@ -227,11 +227,13 @@ def test_an_image_finds_its_caption_once_it_is_seen(tiny_config, shards, tmp_pat
     trainer.eval()
     chance = last(trainer, "evidence/retrieval_chance")
     assert chance == pytest.approx(1 / 8)  # four colours, each with and without "a … picture"
-    assert last(trainer, "evidence/retrieval_accuracy") < 0.35
+    untrained = last(trainer, "evidence/retrieval_accuracy")
+    assert untrained < 0.3
     assert abs(last(trainer, "evidence/gap_wrong")) < 0.05
     trainer.fit()
     trainer.close()
-    assert last(trainer, "evidence/retrieval_accuracy") > 0.45
+    # Told colours apart, each caption competes with its twin of the same colour: half are right.
+    assert last(trainer, "evidence/retrieval_accuracy") > max(untrained + 0.1, 0.33)
     assert last(trainer, "evidence/gap_wrong") > 0.3
     assert last(trainer, "evidence/loss_blank") > last(trainer, "evidence/loss_right")
     assert not (tmp_path / "run" / "warnings.jsonl").exists()
