@@ -168,7 +168,9 @@ def _entries(location: str) -> Iterator[Entry]:
 def _open_zip(file: BinaryIO, location: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as error:
+    except ConversionError:  # a store that is away: nothing is known of the zip
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as error:
         raise ConversionError(
             f"{location} is not a whole zip ({error}): fetch or make it again"
         ) from error

@@ -114,6 +114,8 @@ class LlavaJson:
             if len(values) != piece.count:
                 raise ValueError(f"{len(values)} items, not {piece.count}")
             return values
+        except ConversionError:  # a store that is away: nothing is known of the file
+            raise
         except (ValueError, RecursionError) as error:
             raise ConversionError(
                 f"{self._path} is not what it was when this conversion began (from byte {start} to "

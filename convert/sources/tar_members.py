@@ -79,6 +79,8 @@ def open_tar(file: BinaryIO, path: str) -> tarfile.TarFile:
     try:
         # What names mean is not for the machine's locale to say.
         return tarfile.open(fileobj=file, mode="r:", tarinfo=_Member, encoding="utf-8")
+    except ConversionError:  # a store that is away: nothing is known of the tar
+        raise
     except _DAMAGE as error:
         raise damaged(path, offset, error) from error
 
@@ -123,6 +125,8 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> byt
         if len(data) < member.size:
             raise EOFError(f"{member.name!r} is cut short")
         return data
+    except ConversionError:
+        raise
     except _DAMAGE as error:
         raise damaged(path, member.offset_data, error) from error
 

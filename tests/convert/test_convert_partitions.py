@@ -15,6 +15,7 @@ from convert.errors import NoDataSet
 from convert.partition import Partitions
 from convert.sources import LlavaJson, Piece
 from source_items import images_of, tar_of, zip_of
+from written_files import written
 
 SETTINGS: dict[str, Any] = {"eval_ratio": 0.1, "size_limit": 1 << 15, "max_reject_ratio": 0.1}
 
@@ -72,18 +73,6 @@ def test_files_are_listed_side_by_side(tmp_path: Path) -> None:
     for folder in (alone, together):
         folder.mkdir()
     assert cut(alone, Counted(*counts)) == cut(together, Counted(*counts), workers=2)
-
-
-def written(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder but what tells one run from another."""
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    summary = json.loads(found.pop("summary.json"))
-    del summary["seconds"], summary["arguments"]
-    return {**found, "summary": json.dumps(summary).encode()}
 
 
 def test_any_number_of_workers_writes_the_same_bytes(pairs: Any) -> None:

@@ -1,7 +1,6 @@
 """Conversions that are killed anywhere and go on, and those that get in each other's way."""
 
 import copy
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from killed_runs import kill_at
 from convert import ConversionError
 from convert.destination import open_destination
 from vlm_composer.storage import S3Store
+from written_files import written
 
 SETTINGS: dict[str, Any] = {
     "eval_ratio": 0.1,
@@ -30,18 +30,6 @@ PLACES = {
     "before the summary": ("convert.merge:Summary", 1),
     "in the cleaning": ("convert.destination:Destination.delete", 3),
 }
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder but what tells one run from another."""
-    found = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    summary = json.loads(found.pop("summary.json"))
-    del summary["seconds"], summary["arguments"]
-    return {**found, "summary": json.dumps(summary).encode()}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +56,7 @@ def many(source: Any, tmp_path: Path) -> Any:
 @pytest.fixture(scope="module")
 def undisturbed(source: Any) -> dict[str, bytes]:
     source.convert(**SETTINGS)
-    return files(source.out)
+    return written(source.out)
 
 
 @pytest.fixture
@@ -94,7 +82,7 @@ def test_a_killed_run_goes_on(
     assert (many.out / ".convert" / "plan.json").exists()
     assert left(staging)
     many.convert(**SETTINGS)
-    assert files(many.out) == undisturbed
+    assert written(many.out) == undisturbed
     assert not left(staging)
 
 
@@ -106,7 +94,7 @@ def test_workers_of_a_killed_run_end_with_it(
         many.write_json(), many.images, many.out, **SETTINGS, workers=2,
     )  # fmt: skip
     many.convert(**SETTINGS)
-    assert files(many.out) == undisturbed
+    assert written(many.out) == undisturbed
     assert not left(staging)
 
 
@@ -153,7 +141,7 @@ def test_shards_that_somebody_deleted_are_written_again(
 ) -> None:
     next(killed.out.glob("train/shard.00000.*")).unlink()
     killed.convert(**SETTINGS)
-    assert files(killed.out) == undisturbed
+    assert written(killed.out) == undisturbed
 
 
 def test_another_command_does_not_go_on_with_it(killed: Any) -> None:

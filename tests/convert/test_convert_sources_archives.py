@@ -6,7 +6,6 @@ import shutil
 import struct
 import tarfile
 import tempfile
-import threading
 import tracemalloc
 import uuid
 import zipfile
@@ -341,24 +340,6 @@ def test_an_archive_in_a_bucket_is_read_where_it_is(
     assert outcomes_of(source) == outcomes_of(LlavaJson(pairs.json_path, pairs.images, LIMIT))
     source.close()
     assert not list(scratch.iterdir())
-
-
-@pytest.mark.s3
-def test_an_outage_is_ridden_out(pairs: Any, s3_server: Any, put_in_bucket: Any) -> None:
-    pairs.add(40)
-    url = s3_server.make_bucket(f"outage-{uuid.uuid4().hex}")
-    put_in_bucket(pairs.images, url)
-    source = LlavaJson(pairs.write_json(), url, LIMIT)
-    (piece,) = [piece for file in source.files() for piece in source.pieces(file)]
-    images = source.read(piece, [True] * 40)
-    first = next(images)
-    s3_server.kill()
-    revival = threading.Thread(target=s3_server.start)
-    revival.start()
-    expected = items_of(LlavaJson(pairs.json_path, pairs.images, LIMIT))
-    assert [first, *images] == expected
-    revival.join()
-    source.close()
 
 
 def test_rejected_survives_a_process() -> None:

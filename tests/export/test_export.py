@@ -59,7 +59,7 @@ def test_the_card_says_what_the_run_was(qwen_export):
         "training loss of the last batch | ",
         "samples 40, index_xxh64",
         "No inference engine was tried",
-        "TODO. Nobody has said yet under which licence",
+        "Not stated: nobody has said yet under which licence",
     ):
         assert words in card
     assert "license:" not in card

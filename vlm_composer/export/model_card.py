@@ -105,7 +105,8 @@ def _lines(facts: Mapping[str, Any], config: Any, vision: VisionSettings) -> Ite
     yield f"| versions | {_pairs(run['versions'])} |"
     yield from ("", "## Licence", "")
     yield (
-        "TODO. Nobody has said yet under which licence this connector is published. The towers and "
+        "Not stated: nobody has said yet under which licence this connector is published. Write it "
+        "here before you publish it. The towers and "
         "the data have their own."
     )
 
