@@ -35,7 +35,7 @@ from benchmarks.faithful_towers import write_pairs  # noqa: E402
 from benchmarks.launched_run import LaunchedRun  # noqa: E402
 from tiny import byte_tokenizer  # noqa: E402
 from vlm_composer.training.hardware import measure_peak_flops  # noqa: E402
-from vlm_composer.training.step_times import PARTS  # noqa: E402
+from vlm_composer.training.step_parts import PARTS  # noqa: E402
 
 MICROBATCH, ACCUMULATION, WARM_UP, MEASURED = 4, 2, 1, 2
 """Samples of a micro-batch, micro-batches of a step, steps left out and measured."""

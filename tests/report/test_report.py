@@ -13,12 +13,12 @@ from run_folders import FACTS, evaluation_lines, metric_lines, whole_run, write_
 from vlm_composer.report.__main__ import main
 from vlm_composer.report.axes import decimate, even_ticks, smooth
 from vlm_composer.report.charts import Series, line_chart, stacked_chart
-from vlm_composer.report.curves import STEP_PARTS
+from vlm_composer.report.curves import charts_of
 from vlm_composer.report.run_folder import ReportError, read_run
 from vlm_composer.report.text import duration, escape, flat, number
 from vlm_composer.report.verdict import judge
 from vlm_composer.report.write import write_report
-from vlm_composer.training.step_times import PARTS
+from vlm_composer.training.step_parts import PARTS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,8 +58,13 @@ def test_it_needs_neither_torch_nor_composer():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_parts_of_a_step_are_those_that_are_logged():
-    assert STEP_PARTS == PARTS
+def test_parts_of_a_step_are_those_that_are_logged(tmp_path):
+    run = run_of(tmp_path, [{"batch": 1} | {f"time/{part}": 1.0 for part in PARTS}])
+    (chart,) = (
+        chart for chart in charts_of(run) if "waiting for data" in chart and "<svg" in chart
+    )
+    for words in PARTS.values():
+        assert words in chart
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from composer.core import Callback
 from torch.utils.checkpoint import checkpoint
 
 from runs import last, metrics_of, start
-from vlm_composer.training.step_times import PARTS, HostClock, StepTimes
+from vlm_composer.training.step_parts import PARTS
+from vlm_composer.training.step_times import HostClock, StepTimes
 
 TIMES = {"step_times": {"warmup_batches": 1, "interval": "1ep"}}
 STEPS = 3

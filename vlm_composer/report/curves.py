@@ -9,18 +9,7 @@ from vlm_composer.report.charts import Series, line_chart, stacked_chart
 from vlm_composer.report.run_folder import Run
 from vlm_composer.report.text import escape
 from vlm_composer.report.verdict import CLEAR_GAP, gap_of
-
-STEP_PARTS = {
-    "data_wait": "waiting for data",
-    "vision": "vision tower",
-    "connector": "connector",
-    "llm_forward": "language model",
-    "head_and_loss": "head and loss",
-    "backward": "backward",
-    "optimizer": "optimizer",
-    "other": "other",
-}
-"""`time/…` of StepTimes; a test compares them with its own."""
+from vlm_composer.training.step_parts import PARTS
 
 SMOOTH_FROM = 40
 """Losses from which on a running mean is drawn over them."""
@@ -187,7 +176,7 @@ def _throughput(run: Run) -> str:
 
 
 def _step_times(run: Run) -> str:
-    parts = {text: run.values(f"time/{part}") for part, text in STEP_PARTS.items()}
+    parts = {text: run.values(f"time/{part}") for part, text in PARTS.items()}
     present = {text: points for text, points in parts.items() if points}
     title = "Where a step's time goes"
     if not present:

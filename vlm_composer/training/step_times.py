@@ -13,21 +13,10 @@ from composer.loggers import Logger
 from torch import nn
 
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.training.step_parts import PARTS
 from vlm_composer.training.step_report import StepReport
 
 log = logging.getLogger(__name__)
-
-PARTS = {
-    "data_wait": "waiting for data",
-    "vision": "vision tower",
-    "connector": "connector",
-    "llm_forward": "language model",
-    "head_and_loss": "head and loss",
-    "backward": "backward",
-    "optimizer": "optimizer",
-    "other": "other",
-}
-"""Parts of a step, as the loggers and as the log line call them."""
 
 
 class Clock(Protocol):
