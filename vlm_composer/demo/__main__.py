@@ -38,7 +38,7 @@ from vlm_composer.training.metrics_file import read_metrics
 YAML = Path("yamls/demo.yaml")
 FOLDER = Path("demo")
 """Where yamls/demo.yaml expects towers and shards."""
-EVAL_RATIO = 0.0525  # 100 of 1,906 pairs
+EVAL_RATIO = 0.0525  # 100 of 1,906 pairs, three of whose pictures are trained on and go there
 NUM_CAPTIONS = 6
 MARGIN = 0.3
 """Nats by which the right images must beat the wrong ones for the demo to succeed."""
