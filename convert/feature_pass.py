@@ -25,12 +25,7 @@ from convert.feature_plan import check_space, plan_features
 from convert.split import Side
 from convert.summary import FeatureSummary
 from convert.writer import ShardWriter, publish_data_set, publish_text
-from vlm_composer.assembly import (
-    assemble_vision_tower,
-    claim_data,
-    unloaded,
-    vision_settings,
-)
+from vlm_composer.assembly import assemble_vision_tower, unloaded, vision_settings
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.by_index import CaptionsByIndex
@@ -45,6 +40,7 @@ from vlm_composer.data.features import (
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.leftovers import die_with_parent
 from vlm_composer.data.opening import open_dataset
+from vlm_composer.loaders import claim_data
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.towers_identity import identify_tower

@@ -14,15 +14,14 @@ from composer import Trainer
 from composer.utils import dist, reproducibility
 from omegaconf import OmegaConf
 
-from vlm_composer.assembly import (
+from vlm_composer.assembly import assemble_model, assemble_template
+from vlm_composer.config import TrainConfig
+from vlm_composer.loaders import (
     assemble_encoder,
     assemble_evaluators,
-    assemble_model,
-    assemble_template,
     assemble_train_loader,
     features_of,
 )
-from vlm_composer.config import TrainConfig
 from vlm_composer.planning.choose import choose_parallelism
 from vlm_composer.preflight.checks import check_run
 from vlm_composer.preflight.command import FLAG, preflight

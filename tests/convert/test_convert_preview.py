@@ -12,9 +12,10 @@ from convert.preview import main, pick_items
 from convert.sources.opening import SourceSpec, open_source
 from convert.token_view import Token, TokenView, draw_tokens
 from tiny import byte_tokenizer
-from vlm_composer.assembly import assemble_encoder, assemble_template
+from vlm_composer.assembly import assemble_template
 from vlm_composer.data.schema import Record
 from vlm_composer.data.template import Template
+from vlm_composer.loaders import assemble_encoder
 from vlm_composer.models.packing import IGNORE_INDEX
 
 

@@ -17,10 +17,11 @@ from transformers import SiglipImageProcessor
 
 from convert.errors import Rejected
 from convert.images import check_image
-from vlm_composer.assembly import assemble_encoder, assemble_template
+from vlm_composer.assembly import assemble_template
 from vlm_composer.config.changes import changed_settings
 from vlm_composer.data import images
 from vlm_composer.data.images import decode_image
+from vlm_composer.loaders import assemble_encoder
 
 MAX_LEVELS, MEAN_LEVELS = 2, 0.01
 """Largest and mean difference of a scaled image from Hugging Face's, in grey levels of 255."""

@@ -13,10 +13,11 @@ from PIL import Image
 
 from convert.feature_pass import make_features
 from runs import metrics_of, run, start
-from vlm_composer.assembly import assemble_encoder, assemble_model, assemble_template
+from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.evaluation.captions_log import picture_names
+from vlm_composer.loaders import assemble_encoder
 
 LOGGED = {"captions": {"num_images": 3, "max_new_tokens": 6}}
 HYBRID = {"parallelism": "hybrid", "fsdp_config": {"data_parallel_shard_degree": 1}}

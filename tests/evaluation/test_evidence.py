@@ -9,10 +9,11 @@ from composer.utils import reproducibility
 
 from convert.feature_pass import make_features
 from runs import last, metrics_of, run, start
-from vlm_composer.assembly import assemble_encoder, assemble_model, assemble_template
+from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.data.collate import collate
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.evidence import choose_captions
+from vlm_composer.loaders import assemble_encoder
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.packing import IGNORE_INDEX
 

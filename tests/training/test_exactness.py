@@ -131,8 +131,8 @@ def test_compiled_blocks_give_the_same_gradient_on_two_ranks(tiny_config, change
 
 def expected_metrics(config, mismatched=False):
     """Loss and accuracy over every sample of the evaluation set once, without the Trainer."""
-    from vlm_composer.assembly import assemble_encoder
     from vlm_composer.data.opening import open_dataset
+    from vlm_composer.loaders import assemble_encoder
 
     template = assemble_template(config)
     reproducibility.seed_all(config.seed)

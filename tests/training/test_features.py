@@ -9,16 +9,12 @@ from convert.feature_pass import make_features
 from runs import last, run
 from tiny import save_tower, tiny_siglip, write_pairs
 from vlm_composer import train
-from vlm_composer.assembly import (
-    assemble_encoder,
-    assemble_model,
-    assemble_template,
-    vision_settings,
-)
+from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
 from vlm_composer.data.collate import collate
 from vlm_composer.data.features import Features
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.loaders import assemble_encoder
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.vision_tower import VisionTower
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from convert import ConversionError, convert_llava
-from vlm_composer.assembly import assemble_encoder, assemble_model, assemble_template
+from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.contact_sheet import Cell, Text, draw_contact_sheet
 from vlm_composer.data.pictures import to_rgb
@@ -30,6 +30,7 @@ from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.loaders import assemble_encoder
 from vlm_composer.report.write import write_report
 from vlm_composer.training.checkpoint_file import load_connector
 from vlm_composer.training.checkpoint_folder import open_named

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from composer.utils import dist
 
-from vlm_composer.assembly import caches_of, claim_data, vision_settings
+from vlm_composer.assembly import vision_settings
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.leftovers import look_at_caches
+from vlm_composer.loaders import caches_of, claim_data
 from vlm_composer.preflight.disk import check_disk, check_shared_memory
 from vlm_composer.preflight.finding import Finding, Findings
 from vlm_composer.preflight.hardware import check_device, check_memory
