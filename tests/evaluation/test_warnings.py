@@ -72,12 +72,12 @@ def test_a_loss_spike(provoke):
     assert "lower optimizer.lr" in warning["message"]
 
 
-def scale_gradients(factor, first_batch):
-    """Multiply the gradients of a batch's last micro-batch and of all before, from a batch on."""
+def scale_gradients(factor, first_batch, last_batch=1000):
+    """Multiply the gradients of a batch's last micro-batch and of all before, in some batches."""
 
     def change(trainer, vlm):
         def scale(state):
-            if state.timestamp.batch >= first_batch:
+            if first_batch <= state.timestamp.batch.value <= last_batch:
                 for parameter in vlm.connector.parameters():
                     parameter.grad.mul_(factor)
 
@@ -143,6 +143,47 @@ def test_a_gap_has_its_time(provoke):
 def test_what_goes_on_is_said_again_after_the_cool_down(provoke):
     found = provoke(scale_gradients(0, 1), warnings={"cooldown": 2})
     assert [warning["batch"] for warning in only(found, "gradient_zero")] == [2, 4, 6]
+
+
+def test_a_resumed_run_warns_as_an_uninterrupted_one(tiny_config, tmp_path):
+    """Its medians, cool-downs and file go on where the checkpoint was saved."""
+
+    def config(name):
+        often = {"window": 6, "gradient_factor": 2, "cooldown": 2}
+        return tiny_config(
+            max_duration="10ba",
+            run_folder=str(tmp_path / name / "run"),
+            save_folder=str(tmp_path / name / "saved"),
+            save_interval="5ba",
+            autoresume=True,
+            callbacks={"warnings": often, "evidence": None},
+        )
+
+    def crash(state):
+        if state.timestamp.batch == 8:
+            raise KeyboardInterrupt
+
+    def begin(name):
+        trainer, vlm, _ = start(config(name))
+        for batch in (6, 9):
+            scale_gradients(10, batch, batch)(trainer, vlm)
+        return trainer
+
+    trainer = begin("whole")
+    trainer.fit()
+    trainer.close()
+    trainer = begin("parts")
+    trainer.state.callbacks.append(At("batch_end", crash))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.close()
+    assert warned(tmp_path / "parts")[-1]["batch"] == 7  # which comes again
+    trainer = begin("parts")
+    assert trainer.state.timestamp.batch == 5
+    trainer.fit()
+    trainer.close()
+    assert [warning["batch"] for warning in warned(tmp_path / "parts")][-2:] == [7, 10]
+    assert warned(tmp_path / "parts") == warned(tmp_path / "whole")
 
 
 def test_losses_that_vary_are_no_spikes(tmp_path):

@@ -1,16 +1,21 @@
 """An export starts a run: its connector, between the same towers and no others."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from runs import start
 from shared_memory import released_shared_memory
 from vlm_composer.config import TrainConfig
 from vlm_composer.export.exporting import export_checkpoint
+from vlm_composer.preflight.stores import check_load_path
+from vlm_composer.storage import open_store
 from vlm_composer.training.checkpoint_file import CheckpointError
+from vlm_composer.training.checkpoint_folder import open_named
 
 
 @pytest.fixture
@@ -42,6 +47,70 @@ def test_a_run_starts_from_an_export(qwen_export, config_from, tmp_path, with_to
     trainer.fit()
     trainer.close()
     assert len(watch.losses) == 4
+
+
+def upload(folder, bucket):
+    store = open_store(f"{bucket}/exported")
+    for path in folder.iterdir():
+        store.put(path, path.name)
+    return f"{bucket}/exported"
+
+
+@pytest.mark.s3
+def test_one_in_a_bucket_starts_a_run(qwen_export, config_from, tmp_path, s3_server, monkeypatch):
+    """Of towers that lie beside the connector, in files of their own, nothing is downloaded."""
+    whole = export_checkpoint(qwen_export.checkpoints, tmp_path / "whole", with_towers=True)
+    tensors = load_file(whole / "model.safetensors")
+    files = {
+        name: f"model-{1 + name.startswith('connector.'):05}-of-00002.safetensors"
+        for name in tensors
+    }
+    for file in set(files.values()):
+        save_file({n: t for n, t in tensors.items() if files[n] == file}, whole / file)
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    (whole / "model.safetensors").unlink()
+    url = upload(whole, s3_server.make_bucket("start-from-export"))
+
+    config = config_from(url)
+    (found,) = check_load_path(config)
+    assert found.text == f"starts from the connector of {url}"
+    downloaded = []
+    store_class = type(open_store(url))
+    get = store_class.get
+
+    def watched_get(self, name, path):
+        downloaded.append(name)
+        get(self, name, path)
+
+    monkeypatch.setattr(store_class, "get", watched_get)
+    trainer, vlm, _ = start(config)
+    trainer.close()
+    expected = dict(qwen_export.vlm.named_parameters())
+    for name, parameter in vlm.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert sorted(downloaded) == [
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "vlm_composer.json",
+    ]
+    assert [path for path in (tmp_path / "run").rglob("*") if "export" in path.name] == []
+
+
+@pytest.mark.s3
+def test_what_is_wrong_with_one_in_a_bucket_names_the_bucket(
+    qwen_export, config_from, tmp_path, s3_server
+):
+    moved = shutil.copytree(qwen_export.folder, tmp_path / "moved")
+    data = bytearray((moved / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(data)
+    url = upload(moved, s3_server.make_bucket("damaged-export"))
+    said = refusal(config_from(url))
+    assert url in said
+    assert "is not what was exported" in said
+    empty = f"{s3_server.make_bucket('no-export')}/nothing"
+    with pytest.raises(CheckpointError, match=f"{empty} holds no checkpoint .* and no export"):
+        open_named(empty, tmp_path / "scratch")
 
 
 def refusal(config):

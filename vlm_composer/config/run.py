@@ -152,8 +152,8 @@ class TrainConfig:
     autoresume: bool = False
     """Go on from the newest whole checkpoint in `save_folder` where there is one."""
     load_path: str | None = None
-    """Checkpoint to start from, or a folder or URL with checkpoints, for the newest of them, or a
-    folder that `python -m vlm_composer.export` wrote (with `load_weights_only`)."""
+    """Checkpoint to start from, or a folder or URL with checkpoints, for the newest of them, or
+    with what `python -m vlm_composer.export` wrote (with `load_weights_only`)."""
     load_weights_only: bool = False
     """Take the connector's weights from `load_path` and nothing else."""
     store_timeout: float = 300

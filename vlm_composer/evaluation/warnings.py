@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections import deque
@@ -13,6 +12,8 @@ from typing import Any
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
+
+from vlm_composer.local_files import RunLines
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class LiveWarnings(LoggerDestination):
     is not logged, for its callback is off, is not looked at. Rank 0 warns.
 
     Args:
-        path: The file; it is made with the first warning, and a resumed run goes on in it.
+        path: The file; it is made with the first warning, and a resumed run goes on in it, after
+            the last before its checkpoint.
         gap_after: Share of the run after which the gap must be open and latents alive.
         min_gap: Nats an answer token that an open gap has at least.
         loss_factor: Multiple of the running median above which a loss is a spike.
@@ -64,7 +66,7 @@ class LiveWarnings(LoggerDestination):
         window: int = 50,
         cooldown: int = 200,
     ) -> None:
-        self.path = Path(path)
+        self._lines = RunLines(path)
         self._gap_after, self._min_gap = gap_after, min_gap
         self._loss_factor, self._gradient_factor = loss_factor, gradient_factor
         self._min_output_spread, self._max_dead_latents = min_output_spread, max_dead_latents
@@ -87,6 +89,23 @@ class LiveWarnings(LoggerDestination):
     def init(self, state: State, logger: Logger) -> None:
         """Remember whose run it is."""
         self._state, self._logger = state, logger
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen and said so far."""
+        return {
+            **self._lines.state_dict(),
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+            "warned_at": dict(self._warned_at),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as at the checkpoint: what was warned of after it will be warned of again."""
+        if dist.get_global_rank() == 0:
+            self._lines.load_state_dict(state)
+            self._losses.extend(state["losses"])
+            self._norms.extend(state["norms"])
+            self._warned_at.update(state["warned_at"])
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Look at what is logged."""
@@ -178,9 +197,7 @@ class LiveWarnings(LoggerDestination):
             return
         self._warned_at[name] = batch
         log.warning("Batch %d: %s.", batch, message)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"batch": batch, "name": name, "message": message}) + "\n")
+        self._lines.add({"batch": batch, "name": name, "message": message})
         assert self._logger is not None
         self._logger.log_metrics({f"warnings/{name}": 1})
 

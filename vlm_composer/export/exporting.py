@@ -88,7 +88,7 @@ def export_checkpoint(
             if not {"settings", "towers"} <= opened.document.keys() or "connector" in (
                 opened.document
             ):
-                raise CheckpointError(f"{opened.path} is not a checkpoint of a training run")
+                raise CheckpointError(f"{opened.url} is not a checkpoint of a training run")
             log.info("Exporting %s.", name_of(opened.document))
             _write(opened, partial, yaml, with_towers, dtype)
             folder.done_with(opened)

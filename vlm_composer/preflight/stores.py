@@ -13,7 +13,7 @@ from vlm_composer.preflight.finding import Findings
 from vlm_composer.storage import FolderStore, Store, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX
 from vlm_composer.training.checkpoint_folder import checkpoints_among
-from vlm_composer.training.exported_connector import is_export
+from vlm_composer.training.exported_connector import FACTS_FILE
 from vlm_composer.training.resumption import check_free
 
 PROBE = ".vlm_composer_probe"
@@ -57,17 +57,22 @@ def check_load_path(config: TrainConfig) -> Findings:
     with found.failing():
         if "://" not in path and not Path(path).exists():
             raise FileNotFoundError(f"load_path: there is nothing at {path}; check the path")
-        if "://" not in path and is_export(path):
-            there = ["the connector"]
-        elif names_file and "://" not in path:
+        if names_file and "://" not in path:
             there = [name or path]
         else:
             store = open_store(folder)
             with store.named("list"):
-                there = store.names(name) if names_file else checkpoints_among(store.names())
+                names = store.names(name)
+            if names_file:
+                there = names
+            elif FACTS_FILE in names:
+                there = ["the connector"]
+            else:
+                there = checkpoints_among(names)
         if not there:
             raise FileNotFoundError(
-                f"load_path: {path} holds no checkpoint (ep0-ba100{SUFFIX}); check the path"
+                f"load_path: {path} holds no checkpoint (ep0-ba100{SUFFIX}) and no export; "
+                "check the path"
             )
         found.ok(f"starts from {there[0]} of {folder or '.'}")
     return found

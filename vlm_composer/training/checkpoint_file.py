@@ -36,35 +36,37 @@ class CheckpointFile:
 
     Args:
         path: The file.
+        url: Where its user knows it to be, for messages; by default the path.
 
     Raises:
         CheckpointError: It is not a checkpoint of this project, or it is damaged.
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, url: str | None = None) -> None:
         self.path = Path(path)
+        self.url = url or str(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint at {path}")
+            raise FileNotFoundError(f"there is no checkpoint at {self.url}")
         try:
             with safe_open(self.path, "pt") as file:
                 header = file.metadata() or {}
                 self.names = set(file.keys())
         except SafetensorError as error:
             raise CheckpointError(
-                f"{path} is not a checkpoint of vlm_composer, or not a whole one ({error}). "
+                f"{self.url} is not a checkpoint of vlm_composer, or not a whole one ({error}). "
                 "Checkpoints in torch's own format are not loaded: loading them runs what they say"
             ) from error
         document = header.get(_DOCUMENT, "")
         if _hash(document.encode()) != header.get(_DIGEST):
-            raise CheckpointError(f"{path} is not a checkpoint of vlm_composer, or is damaged")
+            raise CheckpointError(f"{self.url} is not a checkpoint of vlm_composer, or is damaged")
         self.document: dict[str, Any] = json.loads(document)
         if self.document["format"] != FORMAT:
             raise CheckpointError(
-                f"{path} has format {self.document['format']}; this version reads {FORMAT}"
+                f"{self.url} has format {self.document['format']}; this version reads {FORMAT}"
             )
         if damaged := [n for n, h in self.document["hashes"].items() if self._hash_of(n) != h]:
-            raise CheckpointError(f"{path} is damaged: {damaged[0]} is not what was saved")
+            raise CheckpointError(f"{self.url} is damaged: {damaged[0]} is not what was saved")
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor, onto the CPU."""
@@ -109,28 +111,26 @@ def load_connector(model: VisionLanguageModel, checkpoint: CheckpointFile) -> No
     """
     weights = checkpoint.weights()
     expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    check_names(expected, weights, checkpoint.path)
+    check_names(expected, weights, checkpoint.url)
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
 
 
-def check_names(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path
-) -> None:
+def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], url: str) -> None:
     """Raise CheckpointError unless a checkpoint has every trained weight in its shape, and no
     other."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{path} is of another connector: it lacks {len(missing)} of {len(expected)} trained "
+            f"{url} is of another connector: it lacks {len(missing)} of {len(expected)} trained "
             f"weights ({', '.join(missing[:3]) or 'none'}) and holds {len(extra)} others "
             f"({', '.join(extra[:3]) or 'none'})"
         )
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{path} is of another connector: {name} has shape {tuple(tensor.shape)}, this "
+                f"{url} is of another connector: {name} has shape {tuple(tensor.shape)}, this "
                 f"run's has {tuple(expected[name].shape)}"
             )
 

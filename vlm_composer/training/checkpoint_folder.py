@@ -7,12 +7,18 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vlm_composer.local_files import move_durably, partial_path, remove_partials
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.storage import FolderStore, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
-from vlm_composer.training.exported_connector import ExportedConnector, is_export
+from vlm_composer.training.exported_connector import (
+    FACTS_FILE,
+    INDEX_FILE,
+    ExportedConnector,
+    connector_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -119,18 +125,43 @@ class CheckpointFolder:
             return CheckpointFile(self._store.folder / name)
         path = self.scratch_path(name)
         try:
-            log.info("Downloading %s from %s.", name, self.url)
-            what = f"download {self.url}/{name}"
-            ride_out(lambda: self._store.get(name, path), what, self.store_timeout)
-            return CheckpointFile(path)
+            self._get(name, path)
+            return CheckpointFile(path, f"{self.url}/{name}")
         except (CheckpointError, StoreError):
             path.unlink(missing_ok=True)
             raise
+
+    def export(self) -> ExportedConnector | None:
+        """Open the export that lies here in place of checkpoints; None where there is none.
+
+        Of a bucket no more is downloaded than the files that hold the connector.
+
+        Raises:
+            CheckpointError: It is damaged.
+            StoreError: It cannot be read.
+        """
+        names = ride_out(self._store.names, f"list {self.url}", self.store_timeout)
+        if FACTS_FILE not in names:
+            return None
+        if isinstance(self._store, FolderStore):
+            return ExportedConnector(self._store.folder, self.url)
+        with TemporaryDirectory(prefix=".export-", dir=self.scratch) as temporary:
+            folder = Path(temporary)
+            for small in {FACTS_FILE, INDEX_FILE} & {*names}:
+                self._get(small, folder / small)
+            for weights in connector_files(folder):
+                self._get(weights, folder / weights)
+            return ExportedConnector(folder, self.url)
 
     def done_with(self, checkpoint: CheckpointFile) -> None:
         """Delete the local copy of a checkpoint that was downloaded."""
         if not isinstance(self._store, FolderStore):
             checkpoint.path.unlink(missing_ok=True)
+
+    def _get(self, name: str, path: Path) -> None:
+        log.info("Downloading %s from %s.", name, self.url)
+        what = f"download {self.url}/{name}"
+        ride_out(lambda: self._store.get(name, path), what, self.store_timeout)
 
     def _put(self, path: Path, name: str) -> None:
         what = f"save {self.url}/{name}"
@@ -153,8 +184,8 @@ def _age(name: str) -> tuple[int, int]:
 
 
 def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, CheckpointFile]:
-    """Open what `load_path` names: a checkpoint, the newest in a folder or a bucket's prefix, or a
-    folder that `python -m vlm_composer.export` wrote.
+    """Open what `load_path` names: a checkpoint, the newest in a folder or a bucket's prefix, or
+    what `python -m vlm_composer.export` wrote, in a folder or a bucket.
 
     Raises:
         CheckpointError: There is no checkpoint of this project.
@@ -162,14 +193,14 @@ def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, Checkpo
     """
     if "://" not in load_path and not Path(load_path).exists():
         raise FileNotFoundError(f"load_path: there is nothing at {load_path}")
-    if "://" not in load_path and is_export(load_path):
-        return CheckpointFolder(load_path, scratch), ExportedConnector(load_path)
     if load_path.endswith(SUFFIX) or Path(load_path).is_file():
         parent, _, name = load_path.rpartition("/")
         folder = CheckpointFolder(parent or ".", scratch)
         return folder, folder.fetch(name)
     folder = CheckpointFolder(load_path, scratch)
-    newest = folder.newest()
-    if newest is None:
-        raise CheckpointError(f"load_path: {load_path} holds no checkpoint (ep0-ba100{SUFFIX})")
-    return folder, newest
+    found = folder.export() or folder.newest()
+    if found is None:
+        raise CheckpointError(
+            f"load_path: {load_path} holds no checkpoint (ep0-ba100{SUFFIX}) and no export"
+        )
+    return folder, found

@@ -132,7 +132,7 @@ def restore_progress(
 
 def check_fits(state: State, checkpoint: CheckpointFile) -> None:
     """Raise CheckpointError unless the checkpoint is of this run's connector."""
-    check_names(dict(trained_weights(state.model)), checkpoint.weights(), checkpoint.path)
+    check_names(dict(trained_weights(state.model)), checkpoint.weights(), checkpoint.url)
 
 
 def check_data(state: State, checkpoint: CheckpointFile) -> None:
@@ -140,7 +140,7 @@ def check_data(state: State, checkpoint: CheckpointFile) -> None:
     saved, here = checkpoint.document["data"], _dataset(state).fingerprint
     if saved != here:
         raise CheckpointError(
-            f"{checkpoint.path} is of a run over other data: "
+            f"{checkpoint.url} is of a run over other data: "
             f"{', '.join(differences(saved, here))}; use the same, or load_path with "
             "load_weights_only: true"
         )

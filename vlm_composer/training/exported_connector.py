@@ -20,55 +20,56 @@ FACTS_FILE = "vlm_composer.json"
 """Beside an export's weights: which run it is of, the towers' identity, hashes of the connector."""
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
-
-
-def is_export(folder: str | Path) -> bool:
-    """Whether a folder is what `python -m vlm_composer.export` wrote."""
-    return Path(folder, FACTS_FILE).is_file()
+INDEX_FILE = "model.safetensors.index.json"
+_CONNECTOR = "connector."
 
 
 class ExportedConnector(CheckpointFile):
-    """An export's connector in the place of a checkpoint, checked when it is opened.
+    """An export's connector in the place of a checkpoint, checked and read when it is opened.
 
     Args:
-        folder: The export.
+        folder: The export, or those of its files that `connector_files` names.
+        url: Where it is, as its user wrote it.
 
     Raises:
         CheckpointError: Its connector is not the one that was exported, or is damaged.
         OSError: It cannot be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder)
+    def __init__(self, folder: str | Path, url: str) -> None:
+        self.path, self.url = Path(folder), url
         try:
             self.document = json.loads((self.path / FACTS_FILE).read_bytes())
             hashes: dict[str, str] = self.document["connector"]["hashes"]
             if self.document["format"] != FORMAT:
                 raise CheckpointError(
-                    f"{folder} has format {self.document['format']}; this version reads {FORMAT}"
+                    f"{url} has format {self.document['format']}; this version reads {FORMAT}"
                 )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder}: {FACTS_FILE} is damaged ({error!r})") from error
-        self._files = _files_of(self.path)
-        self.names = {WEIGHTS + name for name in self._files if name.startswith("connector.")}
+            raise CheckpointError(f"{url}: {FACTS_FILE} is damaged ({error!r})") from error
+        self._tensors: dict[str, Tensor] = {}
+        for name in connector_files(self.path):
+            with safe_open(self.path / name, "pt") as file:
+                self._tensors |= {
+                    key: file.get_tensor(key)
+                    for key in set(file.keys())
+                    if key.startswith(_CONNECTOR)
+                }
+        self.names = {WEIGHTS + name for name in self._tensors}
         for name, digest in hashes.items():
-            if name not in self._files or hash_tensor(self.tensor(WEIGHTS + name)) != digest:
+            if name not in self._tensors or hash_tensor(self._tensors[name]) != digest:
                 raise CheckpointError(
-                    f"{folder}: {name} is not what was exported; export the checkpoint again"
+                    f"{url}: {name} is not what was exported; export the checkpoint again"
                 )
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor, onto the CPU; names are those of a checkpoint."""
-        name = name.removeprefix(WEIGHTS)
-        with safe_open(self._files[name], "pt") as file:
-            return file.get_tensor(name)
+        """A tensor on the CPU; names are those of a checkpoint."""
+        return self._tensors[name.removeprefix(WEIGHTS)]
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of a folder that transformers wrote."""
-    if (folder / _INDEX_FILE).is_file():
-        index: dict[str, Any] = json.loads((folder / _INDEX_FILE).read_bytes())
-        return {name: folder / file for name, file in index["weight_map"].items()}
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        return dict.fromkeys(file.keys(), folder / WEIGHTS_FILE)
+def connector_files(folder: Path) -> set[str]:
+    """Names of the files that hold the connector; the index is there, if the export has one."""
+    if not (folder / INDEX_FILE).is_file():
+        return {WEIGHTS_FILE}
+    index: dict[str, Any] = json.loads((folder / INDEX_FILE).read_bytes())
+    return {file for key, file in index["weight_map"].items() if key.startswith(_CONNECTOR)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from composer.core import State
-from composer.loggers import Logger, LoggerDestination
+from composer.loggers import LoggerDestination
 from composer.utils import dist
+
+from vlm_composer.local_files import RunLines
 
 
 class MetricsFile(LoggerDestination):
@@ -22,40 +23,24 @@ class MetricsFile(LoggerDestination):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file: IO[str] | None = None
+        self._lines = RunLines(path)
         self._batch = 0
-
-    def init(self, state: State, logger: Logger) -> None:
-        """Open the file."""
-        del state, logger
-        if dist.get_global_rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def state_dict(self) -> dict[str, int]:
         """Where the file ends."""
-        return {} if self._file is None else {"bytes": self._file.tell()}
+        return self._lines.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Cut off what was logged after the checkpoint."""
-        if self._file is not None and self.path.stat().st_size > state["bytes"]:
-            self._file.truncate(state["bytes"])
+        if dist.get_global_rank() == 0:
+            self._lines.load_state_dict(state)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""
-        if self._file is None:
-            return
-        self._batch = self._batch if step is None else step
-        plain = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
-        self._file.write(json.dumps({"batch": self._batch, **plain}) + "\n")
-
-    def close(self, state: State, logger: Logger) -> None:
-        """Close the file."""
-        del state, logger
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if dist.get_global_rank() == 0:
+            self._batch = self._batch if step is None else step
+            plain = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
+            self._lines.add({"batch": self._batch, **plain})
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -106,7 +106,7 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
         found.append(open_named(config.folder(config.load_path), _scratch(config)))
         if isinstance(found[0][1], ExportedConnector) and not config.load_weights_only:
             raise CheckpointError(
-                f"load_path: {found[0][1].path} is an export, which has no optimizer and no "
+                f"load_path: {found[0][1].url} is an export, which has no optimizer and no "
                 "position; set load_weights_only: true to start from its connector"
             )
         return found[0][1].document, config.load_weights_only
@@ -135,7 +135,7 @@ def resume(trainer: Trainer, resumption: Resumption, config: TrainConfig, towers
     def check() -> None:
         assert checkpoint is not None
         check_fits(state, checkpoint)
-        check_towers(checkpoint.document["towers"], towers, checkpoint.path)
+        check_towers(checkpoint.document["towers"], towers, checkpoint.url)
         if not resumption.weights_only:
             check_data(state, checkpoint)
 
