@@ -127,6 +127,8 @@ def _overrides(folder: Path, small: bool) -> dict[str, Any]:
         "save_folder": None,
         "autoresume": False,
         "callbacks.step_times": {"warmup_batches": WARM_UP, "interval": "1ba"},
+        "callbacks.evidence": None,  # looks at the evaluation
+        "callbacks.captions": None,
         "loggers.wandb": None,
         **(SMALL if small else {}),
     }
