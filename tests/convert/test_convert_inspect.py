@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from browser import Page as Tab
 from convert import ConversionError
 from convert.inspect import PAGE, SHEET, inspect_data_set, main
 from convert.overview import Inspection, Table
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
 HOSTILE = '<script src="http://evil.example/x.js"></script>"\'&<img src=x onerror=alert(1)>'
+LOOK = """({
+  pictures: [...document.images].map(image => image.naturalWidth * image.complete),
+  figures: [...document.querySelectorAll('figure')].map(figure => figure.innerText),
+  titles: [...document.querySelectorAll('h2')].map(title => title.innerText),
+  bars: [...document.querySelectorAll('.bar div')].map(bar => bar.getBoundingClientRect().width),
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+})"""
 
 
 class Page(HTMLParser):
@@ -78,7 +86,9 @@ def test_the_command(written: Any, tmp_path: Path, capsys: pytest.CaptureFixture
         assert len(sheet.getcolors(1 << 24)) > 100  # there are pictures on it
 
 
-def test_the_page_fetches_and_runs_nothing(pairs: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def hostile(pairs: Any, tmp_path: Path) -> Path:
+    """The folder of a page of four samples, one of which attacks its reader."""
     pairs.add(3)
     pairs.add(
         1,
@@ -90,7 +100,25 @@ def test_the_page_fetches_and_runs_nothing(pairs: Any, tmp_path: Path) -> None:
     )
     pairs.convert(eval_ratio=0)
     inspect_data_set(pairs.out, out=tmp_path)
-    page = page_of(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 360], ids=["screen", "phone"])
+def test_a_person_sees_samples_and_numbers(page: Tab, hostile: Path, width: int) -> None:
+    page.open_alone(hostile / PAGE, width)
+    seen = page.evaluate(LOOK)
+    assert min(seen["pictures"]) > 0
+    assert len(seen["pictures"]) == len(seen["figures"]) == 4
+    assert sum(HOSTILE in text for text in seen["figures"]) == 1
+    assert seen["overflow"] <= 0
+    assert max(seen["bars"]) > 20
+    for title in ("Numbers", "How it was made", "4 random samples"):
+        assert title in seen["titles"]
+
+
+def test_the_page_fetches_and_runs_nothing(hostile: Path) -> None:
+    page = page_of(hostile)
     assert page.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert not page.handlers
