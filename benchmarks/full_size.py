@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # for every process
-# glibc gives back at once what takes a MB or more. It would keep holes that add up to about 1 GiB.
-os.environ.update(MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_=str(1 << 20))
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' byte tokenizer
 
@@ -39,6 +37,7 @@ from tiny import byte_tokenizer  # noqa: E402
 from vlm_composer.training.hardware import measure_peak_flops  # noqa: E402
 from vlm_composer.training.step_parts import PARTS  # noqa: E402
 
+YAML = ROOT / "yamls" / "stage1_trial.yaml"
 MICROBATCH, ACCUMULATION, WARM_UP, MEASURED = 4, 2, 1, 2
 """Samples of a micro-batch, micro-batches of a step, steps left out and measured."""
 GEMM_SIZES = (2048, 4096)
@@ -47,6 +46,9 @@ MOST_MEMORY = 21.0
 """GiB: what 24 GB leave to a training beside the system."""
 MOST_SECONDS, LEAST_SHARE = 3.0, 0.55
 """A sample, or of the GEMM peak: either will do, for the first depends on the machine."""
+
+GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""Has glibc give back at once what takes a MiB or more; else it keeps holes of about a GiB in all."""
 
 SMALL = {
     "vision_tower.config_overrides": {
@@ -96,9 +98,9 @@ def measure(folder: Path, small: bool) -> Measured:
     tell("measuring the GEMM peak")
     peaks = [measure_peak_flops(torch.bfloat16, size, repeats=3) for size in GEMM_SIZES]
     tell("training")
+    os.environ.update(GIVE_BACK)
     started = time.monotonic()
-    yaml = ROOT / "yamls" / "stage1_trial.yaml"
-    metrics = LaunchedRun(yaml, folder, overrides=_overrides(folder, small)).metrics()
+    metrics = LaunchedRun(YAML, folder, overrides=overrides(folder, small)).metrics()
     whole_run = time.monotonic() - started
     peaks += [measure_peak_flops(torch.bfloat16, size, repeats=3) for size in GEMM_SIZES]
     return Measured(
@@ -112,8 +114,13 @@ def measure(folder: Path, small: bool) -> Measured:
     )
 
 
-def _overrides(folder: Path, small: bool) -> dict[str, Any]:
-    """What differs from the trial's yaml: the weights, the data, and how long it trains."""
+def overrides(folder: Path, small: bool) -> dict[str, Any]:
+    """What differs from the trial's yaml: the weights, the data, and how long it trains.
+
+    Args:
+        folder: Of `measure`.
+        small: Take small towers.
+    """
     return {
         "vision_tower.pretrained": False,
         "language_model.pretrained": False,

@@ -42,13 +42,12 @@ class LaunchedRun:
             "run_folder": folder / "run",
             **(overrides or {}),
         }
-        plain = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks)),
                     *(str(ROOT / "vlm_composer" / "train.py"), str(yaml)),
-                    *(f"{key}={json.dumps(value)}" for key, value in plain.items()),
+                    *as_arguments(settings),
                 ],
                 cwd=ROOT,
                 env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
@@ -66,3 +65,9 @@ class LaunchedRun:
             raise RuntimeError("\n".join(self._log.read_text().splitlines()[-25:]))
         rows = read_metrics(self._metrics)
         return {name: [value for _, value in values] for name, values in rows.items()}
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Keys of a yaml with their values, as the command line takes them."""
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in plain.items()]
