@@ -48,7 +48,7 @@ MOST_SECONDS, LEAST_SHARE = 3.0, 0.55
 """A sample, or of the GEMM peak: either will do, for the first depends on the machine."""
 
 GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""Has glibc give back at once what takes a MiB or more; else it keeps holes of about a GiB in all."""
+"""Has glibc give back at once what takes a MiB or more; else it keeps holes of a GiB in all."""
 
 SMALL = {
     "vision_tower.config_overrides": {
