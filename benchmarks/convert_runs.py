@@ -18,8 +18,8 @@ from benchmarks.gate import Clock
 from convert import convert_pairs
 from convert.engine import LocalEngine, Tell
 from convert.images import check_image
+from convert.mds import HASHES
 from convert.sources import LlavaJson
-from convert.writer import HASHES
 from vlm_composer.data.schema import MDS_COLUMNS
 
 SHARD_BYTES = 1 << 26

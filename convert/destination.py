@@ -77,26 +77,30 @@ class Destination(ABC):
     def local(self, name: str) -> Path:
         """Where a file that was published can be read on the local disk, as often as needed."""
 
-    @abstractmethod
     def keep(self, path: Path, name: str) -> None:
-        """Publish a file, wait for it, and have it `local` as well."""
+        """Publish a file at once, whatever else is on its way, and have it `local` as well."""
+        self._publish_now(path, name)
 
     @abstractmethod
     def _put(self, path: Path, name: str) -> None:
         """Take a file of `staging` to its place."""
 
-    def publish(self, path: Path, name: str) -> None:
+    def publish(self, path: Path, name: str) -> Future[None]:
         """Take a finished file to its place; may return before it is there.
 
         Args:
             path: The file, in `staging`. It is gone once it is published.
             name: Where it belongs, relative to the destination, with `/`.
+
+        Returns:
+            What is done once the file is there, or raises a ConversionError.
         """
         while len(self._underway) >= UPLOADS_AHEAD:
-            self._wait_for_oldest()
+            self._underway.popleft().result()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS)
-        self._underway.append(self._threads.submit(self._put, path, name))
+        self._underway.append(self._threads.submit(self._publish_now, path, name))
+        return self._underway[-1]
 
     def wait(self) -> None:
         """Returns when all that this process published is there.
@@ -105,7 +109,7 @@ class Destination(ABC):
             ConversionError: If something could not be published.
         """
         while self._underway:
-            self._wait_for_oldest()
+            self._underway.popleft().result()
 
     def stage(self, name: str) -> Path:
         """Where to write a file before it is published; its folder is made."""
@@ -142,16 +146,16 @@ class Destination(ABC):
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _wait_for_oldest(self) -> None:
+    def _publish_now(self, path: Path, name: str) -> None:
         with _as_conversion_error():
-            self._underway.popleft().result()
+            self._put(path, name)
 
 
 class Folder(Destination):
     """A local folder, made where it is missing. Its staging lies in it, so that files are moved."""
 
     def __init__(self, out: str) -> None:
-        # Absolute, because MDSWriter takes a relative path with a colon in it for a URL.
+        # Absolute, so that it is the same for a process in another working folder.
         self.folder = Path(out).absolute()
         super().__init__(out, self.folder / JOURNAL / "staging")
 
@@ -189,10 +193,6 @@ class Folder(Destination):
 
     def local(self, name: str) -> Path:
         return self.folder / name
-
-    def keep(self, path: Path, name: str) -> None:
-        self.publish(path, name)
-        self.wait()
 
     def _put(self, path: Path, name: str) -> None:
         target = self.folder / name
@@ -253,8 +253,7 @@ class Bucket(Destination):
         copy = self.stage(f"local/{name}")
         copy.unlink(missing_ok=True)
         copy.hardlink_to(path)
-        self.publish(path, name)
-        self.wait()
+        super().keep(path, name)
 
     def _put(self, path: Path, name: str) -> None:
         ride_out(lambda: self.store.put(path, name), f"upload {name} to {self.out}", _PATIENCE)

@@ -10,10 +10,12 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from convert.errors import ConversionError
 
@@ -22,9 +24,33 @@ Result = TypeVar("Result")
 Tell = Callable[[Any], None]
 """Takes a message about a task that is under way."""
 
-_PRELOADED = ["convert.conversion", "streaming"]
-"""Imported once, by the server that workers are forked from: streaming imports torch, which takes
-seconds."""
+_PRELOADED = ["convert.conversion"]
+"""Imported once, by the server that workers are forked from."""
+
+
+@dataclass(frozen=True)
+class Later(Generic[Result]):
+    """A result that counts once something else is done that goes on by itself, such as an upload.
+
+    An engine gives it to nobody before that, and may have the next task begun meanwhile.
+    """
+
+    result: Result
+    underway: Sequence[Future[Any]]
+
+    def is_settled(self) -> bool:
+        """Whether all is done."""
+        return all(future.done() for future in self.underway)
+
+    def get(self) -> Result:
+        """The result, once all is done.
+
+        Raises:
+            Exception: What went wrong meanwhile.
+        """
+        for future in self.underway:
+            future.result()
+        return self.result
 
 
 def tell_nobody(message: Any) -> None:
@@ -36,7 +62,7 @@ class Engine(Protocol):
 
     def map(
         self,
-        function: Callable[[Task, Tell], Result],
+        function: Callable[[Task, Tell], Result | Later[Result]],
         tasks: Iterable[Task],
         hear: Tell = tell_nobody,
     ) -> Generator[tuple[int, Result], None, None]:
@@ -68,16 +94,18 @@ class LocalEngine:
 
     Args:
         workers: How many, at least 1.
+        preload: Modules that take long to import, and that all tasks need.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
         if workers < 1:
             raise ConversionError(f"workers is {workers}: give a whole number of at least 1")
         self._workers = workers
+        self._preload = [*_PRELOADED, *preload]
 
     def map(
         self,
-        function: Callable[[Task, Tell], Result],
+        function: Callable[[Task, Tell], Result | Later[Result]],
         tasks: Iterable[Task],
         hear: Tell = tell_nobody,
     ) -> Generator[tuple[int, Result], None, None]:
@@ -85,14 +113,13 @@ class LocalEngine:
         first = list(islice(remaining, self._workers))
         numbered = enumerate(chain(first, remaining))
         if len(first) <= 1 or self._workers == 1:
-            for index, task in numbered:
-                yield index, function(task, hear)
+            yield from _map_here(function, numbered, hear)
             return
-        crew = [_Worker(function) for _ in first]
+        crew = [_Worker(function, self._preload) for _ in first]
         try:
             for worker in crew:
                 worker.take(next(numbered, None))
-            while busy := [worker for worker in crew if worker.task is not None]:
+            while busy := [worker for worker in crew if worker.num_tasks]:
                 ready = wait([worker.connection for worker in busy])
                 for worker in busy:
                     if worker.connection not in ready:
@@ -102,14 +129,41 @@ class LocalEngine:
                         hear(value)
                     elif kind == "failed":
                         raise value
+                    elif kind == "free":
+                        worker.take(next(numbered, None))
                     else:
-                        assert worker.task is not None
-                        index = worker.task
-                        worker.take(next(numbered, None))  # first, so that nobody waits for us
-                        yield index, value
+                        if kind == "done":
+                            worker.take(next(numbered, None))  # first, so that it need not wait
+                        worker.num_tasks -= 1
+                        yield value
         finally:
             for worker in crew:
                 worker.end()
+
+
+def _map_here(
+    function: Callable[[Task, Tell], Result | Later[Result]],
+    tasks: Iterable[tuple[int, Task]],
+    hear: Tell,
+) -> Generator[tuple[int, Result], None, None]:
+    """`LocalEngine.map` in this process."""
+    later: list[tuple[int, Later[Result]]] = []
+    try:
+        for index, task in tasks:
+            result = function(task, hear)
+            while later:
+                before, waiting = later.pop()
+                yield before, waiting.get()
+            if isinstance(result, Later):
+                later.append((index, result))
+            else:
+                yield index, result
+    except Exception:
+        for before, waiting in later:  # what is done need not be done again
+            yield before, waiting.get()
+        raise
+    for before, waiting in later:
+        yield before, waiting.get()
 
 
 class _Worker:
@@ -118,14 +172,15 @@ class _Worker:
     Args:
         function: What it does with its tasks. It keeps it, and what it opens for one task is still
             open for the next.
+        preload: What the server imports, if this starts it.
     """
 
-    def __init__(self, function: Callable[[Any, Tell], Any]) -> None:
+    def __init__(self, function: Callable[[Any, Tell], Any], preload: list[str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context.set_forkserver_preload(preload)
         self.connection, theirs = context.Pipe()
-        self.task: int | None = None
-        """The place of the task that it does."""
+        self.num_tasks = 0
+        """Of which it has not sent the result."""
         self._process = context.Process(
             target=_work, args=(theirs, function, dict(os.environ)), daemon=True
         )
@@ -133,16 +188,20 @@ class _Worker:
         theirs.close()  # or its end would not be seen here
 
     def take(self, task: tuple[int, Any] | None) -> None:
-        """Give it a task and its place, or nothing more to do."""
-        self.task = None if task is None else task[0]
-        if task is not None:
-            try:
-                self.connection.send(task)
-            except (BrokenPipeError, ConnectionResetError) as error:
-                raise self._death() from error
+        """Give it a task and its place, or nothing more to do. It takes them when it is free."""
+        self.num_tasks += task is not None
+        try:
+            self.connection.send(task)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death() from error
 
     def receive(self) -> tuple[str, Any]:
-        """What it says: ("told", a message), ("done", a result) or ("failed", an error)."""
+        """What it says.
+
+        Returns:
+            ("told", a message), ("failed", an error); ("done", place and result), where it is free
+            for the next task; or ("free", None), and at some time ("settled", place and result).
+        """
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -183,16 +242,34 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and one is to answer
     os.environ.update(environ)  # the server has that of the time when it started
+    later: list[tuple[int, Later[Any]]] = []
+
+    def settle() -> None:
+        while later:
+            index, result = later.pop()
+            connection.send(("settled", (index, result.get())))
+
+    def tell(message: Any) -> None:
+        connection.send(("told", message))
+        if later and later[0][1].is_settled():
+            settle()
+
     try:
         while True:
-            index, task = connection.recv()
-            del index
+            task = connection.recv()
             try:
-                result = function(task, lambda message: connection.send(("told", message)))
+                try:
+                    result = None if task is None else function(task[1], tell)
+                finally:
+                    settle()  # what is done need not be done again
             except Exception as error:
                 error.add_note("".join(traceback.format_exception(error)))
                 connection.send(("failed", error))
-            else:
-                connection.send(("done", result))
+                continue
+            if isinstance(result, Later):
+                later.append((task[0], result))
+                connection.send(("free", None))
+            elif task is not None:
+                connection.send(("done", (task[0], result)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

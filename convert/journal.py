@@ -76,8 +76,7 @@ class Journal:
         return self._destination.stage(f"{JOURNAL}/{name}")
 
     def keep(self, path: Path, name: str) -> None:
-        """Add a finished file, once what was published before is there."""
-        self._destination.wait()
+        """Add a finished file."""
         self._destination.keep(path, f"{JOURNAL}/{name}")
         self._names.add(name)
 

@@ -14,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.duplicates import EXCEPTIONS, find_exceptions
-from convert.engine import Engine, Tell
+from convert.engine import Engine, Later, Tell
 from convert.errors import NoDataSet
 from convert.journal import EXCEPTIONS_NAME, Journal, scan_name
 from convert.merge import publish_rejects, too_many_rejects
 from convert.partition import Partition, Partitions
 from convert.progress import Progress, RejectBudget, TooManyRejects
 from convert.split import EVAL, NOT_TAKEN
-from convert.tasks import Job, Task, Update, scan_partition, write_partition
+from convert.tasks import Job, Report, Task, Update, scan_partition, write_partition
 
 Result = TypeVar("Result")
+_Converted = tuple[Report, npt.NDArray[Any]]
+_Write = Callable[[Task, Tell], _Converted | Later[_Converted]]
 
 
 def compare_images(
@@ -129,7 +131,7 @@ def write_shards(
             budget.finish(number, report.by_reason)
         try:
             budget.check()
-            write = partial(write_partition, job)
+            write: _Write = partial(write_partition, job)
             with closing(_run(engine, write, missing(), hear)) as written:
                 for partition, (report, hashes) in written:
                     journal.finish(partition.number, report, hashes)
@@ -144,7 +146,7 @@ def write_shards(
 
 def _run(
     engine: Engine,
-    function: Callable[[Task, Tell], Result],
+    function: Callable[[Task, Tell], Result | Later[Result]],
     tasks: Iterator[Task],
     hear: Callable[[Update], None],
 ) -> Generator[tuple[Partition, Result], None, None]:

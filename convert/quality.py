@@ -58,25 +58,23 @@ class Histogram:
         self.bins[bisect_right(self.edges, number) - 1] += 1
         self.count += 1
         self.total += number
-        self._widen(number)
+        if self.min is None or number < self.min:
+            self.min = number
+        if self.max is None or number > self.max:
+            self.max = number
 
     def merge(self, other: Histogram) -> None:
         """Count what another has counted by the same bins."""
         self.bins = [mine + theirs for mine, theirs in zip(self.bins, other.bins, strict=True)]
         self.count += other.count
         self.total += other.total
-        for number in (other.min, other.max):
-            if number is not None:
-                self._widen(number)
+        self.min = min((n for n in (self.min, other.min) if n is not None), default=None)
+        self.max = max((n for n in (self.max, other.max) if n is not None), default=None)
 
     @property
     def mean(self) -> float | None:
         """Of all numbers; None of none."""
         return self.total / self.count if self.count else None
-
-    def _widen(self, number: int) -> None:
-        self.min = number if self.min is None else min(self.min, number)
-        self.max = number if self.max is None else max(self.max, number)
 
 
 @dataclass
@@ -129,8 +127,7 @@ class Statistics:
         numbers = (*size, len(image), len(answer.split()), len(answer))
         for histogram, number in zip(self.histograms.values(), numbers, strict=True):
             histogram.add(number)
-        known = (name for magic, name in _MAGIC if image.startswith(magic))
-        self.formats[next(known, "other")] += 1
+        self.formats[_format(image)] += 1
         self.prompts.add(record["prompt"])
 
     def merge(self, other: Statistics) -> None:
@@ -255,6 +252,14 @@ class Quality:
                 "another: --drop-duplicates leaves them out"
             )
         return alarms
+
+
+def _format(image: bytes) -> str:
+    """The file format, by how the file begins."""
+    for magic, name in _MAGIC:
+        if image.startswith(magic):
+            return name
+    return "other"
 
 
 def _place(item: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pyspark import Broadcast, InheritableThread, SparkContext, cloudpickle
 from pyspark.sql import SparkSession
 
-from convert.engine import Tell, tell_nobody
+from convert.engine import Later, Tell, tell_nobody
 from convert.errors import ConversionError
 
 Task = TypeVar("Task")
@@ -48,7 +48,7 @@ class SparkEngine:
 
     def map(
         self,
-        function: Callable[[Task, Tell], Result],
+        function: Callable[[Task, Tell], Result | Later[Result]],
         tasks: Iterable[Task],
         hear: Tell = tell_nobody,
     ) -> Generator[tuple[int, Result], None, None]:
@@ -148,6 +148,7 @@ def _do(key: str, shipped: Broadcast[bytes], task: Any) -> Any:
             tempfile.tempdir = folders.split(",")[0]
         _unpacked = key, pickle.loads(shipped.value)
     try:
-        return _unpacked[1](task, tell_nobody)
+        result = _unpacked[1](task, tell_nobody)
+        return result.get() if isinstance(result, Later) else result
     except ConversionError as error:
         return error

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from convert.destination import Destination
 from convert.duplicates import EXCEPTIONS, MOVED, hash_record, sorted_hashes
-from convert.engine import Tell
+from convert.engine import Later, Tell
 from convert.errors import ConversionError, Reason, Rejected
+from convert.mds import ShardBuffer
 from convert.partition import Partition
 from convert.quality import Statistics
 from convert.record import read_fields, read_record
 from convert.sources.source import Item, Source
-from convert.split import EVAL, NOT_TAKEN, TRAIN, Side, Split
+from convert.split import EVAL, NOT_TAKEN, SIDES, TRAIN, Side, Split
 from convert.writer import ShardWriter
 
 _TELL_EVERY = 64
@@ -37,6 +38,10 @@ class Job:
     split: Split
     destination: Destination
     size_limit: int
+    buffers: dict[Side, ShardBuffer] = field(
+        default_factory=lambda: {side: ShardBuffer() for side in SIDES}
+    )
+    """Memory of each process, in which one partition's shards are made after another's."""
 
     def folder(self, source: int, side: Side) -> str:
         """The folder of a source's side, relative to the destination."""
@@ -147,7 +152,7 @@ def scan_partition(job: Job, task: Task, tell: Tell) -> npt.NDArray[Any]:
     return sorted_hashes(rows)
 
 
-def write_partition(job: Job, task: Task, tell: Tell) -> tuple[Report, npt.NDArray[Any]]:
+def write_partition(job: Job, task: Task, tell: Tell) -> Later[tuple[Report, npt.NDArray[Any]]]:
     """Check and decode a partition's items, and publish their shards.
 
     Args:
@@ -156,7 +161,8 @@ def write_partition(job: Job, task: Task, tell: Tell) -> tuple[Report, npt.NDArr
         tell: Is told how far it is, by an `Update`.
 
     Returns:
-        What became of it, and the samples' `duplicates.HASHES`; all its shards are published.
+        What became of it, and the samples' `duplicates.HASHES`, later: once all its shards are
+        published.
     """
     partition = task.partition
     sides = job.split.sides(partition.start, partition.num_items)
@@ -183,9 +189,12 @@ def write_partition(job: Job, task: Task, tell: Tell) -> tuple[Report, npt.NDArr
                 )
             record, size = read_record(item)
             if side not in writers:
-                folder = job.folder(partition.source, side)
                 writers[side] = ShardWriter(
-                    job.destination, folder, job.size_limit, partition=partition.number
+                    job.destination,
+                    job.folder(partition.source, side),
+                    job.size_limit,
+                    partition=partition.number,
+                    buffer=job.buffers[side],
                 )
             writers[side].write(record)
         except Rejected as rejected:
@@ -202,11 +211,9 @@ def write_partition(job: Job, task: Task, tell: Tell) -> tuple[Report, npt.NDArr
         writer.finish()
         report.samples[side] = writer.num_samples
         report.shards[job.folder(partition.source, side)] = writer.shards
-    job.destination.wait()
-    for writer in writers.values():
-        writer.close()
     told.all()
-    return report, sorted_hashes(rows)
+    published = [shard for writer in writers.values() for shard in writer.published]
+    return Later((report, sorted_hashes(rows)), published)
 
 
 def reject_line(place: dict[str, Any], item: Item, rejected: Rejected) -> dict[str, Any]:

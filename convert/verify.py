@@ -75,7 +75,9 @@ def verify_data_set(
         ConversionError: If there is no data set of images, or `workers` is below 1.
         StoreError: If the store, or the local disk, cannot be used.
     """
-    engine = LocalEngine(len(os.sched_getaffinity(0)) if workers is None else workers)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    engine = LocalEngine(workers, preload=["streaming"])  # which imports torch
     written = Written(os.fspath(place))
     with closing(Scratch()) as scratch, closing(_Progress(on_fault, show_progress)) as progress:
         indexed = _read_index_files(written, progress)

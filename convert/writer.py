@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from convert.destination import Destination
 from convert.errors import Reason, Rejected
+from convert.mds import ShardBuffer, ShardFormat
 from convert.split import Side
 from vlm_composer.data.schema import MDS_COLUMNS
 
-HASHES = ["sha1", "xxh64"]
-"""Of every shard: one that every reader has, and a fast one."""
-
-
-_OVERHEAD = 1 << 12
-"""Bytes of a shard beside the values of its only sample: more than its header and sizes."""
-
 
 class ShardWriter:
-    """Writes MDS shards in a staging folder, and publishes each as soon as it is full.
+    """Writes MDS shards in staging, and publishes each as soon as it is full.
 
-    MDSWriter only ever sees a local folder here, for the reasons given at `Bucket`. Its index.json
-    is not used: several writers may share a folder. Nor is it used as a context manager: in
-    streaming 0.13 that goes on as after success even on the way out of an exception.
+    What streaming's MDSWriter does besides is not needed: only `publish_index` knows all writers
+    that share a folder, and only a `Destination` all that is on its way.
 
     Args:
         destination: Where the folder is.
@@ -33,6 +26,7 @@ class ShardWriter:
         size_limit: Bytes of a shard.
         columns: Column name → MDS encoding.
         partition: Part of the shards' names, where several writers share a folder.
+        buffer: Memory of a writer before it, which is done.
     """
 
     def __init__(
@@ -42,23 +36,18 @@ class ShardWriter:
         size_limit: int,
         columns: Mapping[str, str] = MDS_COLUMNS,
         partition: int | None = None,
+        buffer: ShardBuffer | None = None,
     ) -> None:
-        from streaming import MDSWriter  # takes seconds: it imports torch
-
         self._destination = destination
-        self._folder = folder
         self._size_limit = size_limit
-        self._names = "shard" if partition is None else f"shard.{partition:05}"
-        self._staged = destination.stage(f"{folder}/{self._names}")
-        shutil.rmtree(self._staged, ignore_errors=True)  # of a task that failed
-        self._mds = MDSWriter(
-            columns=dict(columns),
-            out=str(self._staged),
-            hashes=HASHES,
-            size_limit=size_limit,
-        )
+        self._prefix = f"{folder}/shard" if partition is None else f"{folder}/shard.{partition:05}"
+        self._format = ShardFormat(columns, size_limit)
+        self._buffer = buffer or ShardBuffer()
+        self._begin_shard()
         self.shards: list[dict[str, Any]] = []
         """What an index says of the shards that were published."""
+        self.published: list[Future[None]] = []
+        """For each of them, what is done once it is there."""
         self.num_samples = 0
 
     @property
@@ -71,55 +60,52 @@ class ShardWriter:
         """Bytes of the shards published so far."""
         return num_bytes(self.shards)
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, sample: Mapping[str, Any]) -> None:
         """Adds a sample.
 
         Args:
-            record: A value for every column.
+            sample: A value for every column.
 
         Raises:
-            Rejected: If it is larger than a shard. MDSWriter would write an empty shard before it.
+            Rejected: If it is larger than a shard.
         """
-        sample: dict[str, Any] = {**record}
-        most = _most_bytes(sample)
-        if most is None or most + _OVERHEAD > self._size_limit:  # MDSWriter encodes it once more
-            size = len(self._mds.encode_sample(sample)) + self._mds.extra_bytes_per_sample
-            if size + self._mds.extra_bytes_per_shard > self._size_limit:
-                raise Rejected(
-                    Reason.TOO_LARGE, f"{size} bytes, more than a shard holds ({self._size_limit})"
-                )
-        self._mds.write(sample)
+        values = self._format.encode(sample)
+        size = self._format.sample_bytes(values)
+        if size + self._format.empty_bytes > self._size_limit:
+            raise Rejected(
+                Reason.TOO_LARGE, f"{size} bytes, more than a shard holds ({self._size_limit})"
+            )
+        if self._num_bytes + size > self._size_limit:
+            self._publish_shard()
+        self._buffer.add(self._format.lengths(values), *values)
+        self._num_bytes += size
         self.num_samples += 1
-        self._publish_new_shards()
 
     def finish(self) -> None:
         """Publishes the last shard."""
-        self._mds.finish()
-        self._publish_new_shards()
+        if self._buffer.ends:
+            self._publish_shard()
 
-    def close(self) -> None:
-        """Deletes what is left in staging. To be called once its shards are published."""
-        shutil.rmtree(self._staged)
+    def _begin_shard(self) -> None:
+        self._buffer.clear()
+        self._num_bytes = self._format.empty_bytes
+        """Of the shard that is being filled."""
 
-    def _publish_new_shards(self) -> None:
-        for shard in self._mds.shards[self.num_shards :]:
-            staged = self._staged / shard["raw_data"]["basename"]
-            name = f"{self._names}.{self.num_shards:05}.mds"
-            self.shards.append({**shard, "raw_data": {**shard["raw_data"], "basename": name}})
-            self._destination.publish(staged, f"{self._folder}/{name}")
-
-
-def _most_bytes(sample: Mapping[str, Any]) -> int | None:
-    """What the values of a sample take at most; None where that is not known without encoding."""
-    most = 0
-    for value in sample.values():
-        if isinstance(value, str):
-            most += 4 * len(value)
-        elif isinstance(value, bytes):
-            most += len(value)
-        else:
-            return None
-    return most
+    def _publish_shard(self) -> None:
+        name = f"{self._prefix}.{self.num_shards:05}.mds"
+        path = self._destination.stage(name)
+        size, hashes = self._buffer.write(path, self._format.head(self._buffer.ends))
+        raw_data = {"basename": path.name, "bytes": size, "hashes": hashes}
+        self.shards.append(
+            {
+                "samples": len(self._buffer.ends),
+                "raw_data": raw_data,
+                "zip_data": None,
+                **self._format.config,
+            }
+        )
+        self.published.append(self._destination.publish(path, name))
+        self._begin_shard()
 
 
 def num_bytes(shards: Iterable[Mapping[str, Any]]) -> int:
@@ -172,6 +158,5 @@ def publish_data_set(
             publish_text(destination, text, f"{side}/{name}")
     destination.wait()
     for side, writer in writers.items():
-        writer.close()
         publish_index(destination, side, writer.shards)
     destination.wait()

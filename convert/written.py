@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from convert.destination import JOURNAL, REJECTS, SUMMARY
 from convert.errors import ConversionError
+from convert.mds import HASHES
 from convert.split import SIDES, Side
-from convert.writer import HASHES
 from vlm_composer.data.schema import MDS_COLUMNS, Record
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store

@@ -97,7 +97,7 @@ class Pairs:
         dataset = StreamingDataset(
             local=str((self.folder / "cache" if remote else self.out) / side),
             remote=f"{remote}/{side}" if remote else None,
-            validate_hash="sha1" if remote else None,
+            validate_hash="xxh64" if remote else None,
             shuffle=False,
             batch_size=1,
         )

@@ -44,7 +44,7 @@ def test_every_shard_has_hashes_and_samples(pairs: Any) -> None:
         shards = shards_of(pairs.out / side)
         assert len(shards) == summary.shards[side] > 1
         for shard in shards:
-            assert set(shard["raw_data"]["hashes"]) == {"sha1", "xxh64"}
+            assert set(shard["raw_data"]["hashes"]) == {"xxh64"}
             assert shard["samples"] > 0
             assert shard["raw_data"]["bytes"] <= SMALL["size_limit"]
 

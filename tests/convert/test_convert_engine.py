@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 
 from convert import ConversionError
-from convert.engine import LocalEngine, Tell
+from convert.engine import Later, LocalEngine, Tell
 
 TREE = Path(__file__).parents[2]
 
@@ -79,6 +82,74 @@ def test_a_worker_keeps_its_function() -> None:
     calls = [value for _, value in LocalEngine(2).map(Kept(), range(10))]
     assert sum(1 for value in calls if value == 1) <= 2
     assert max(calls) >= 5
+
+
+class Slow:
+    """Its results count later: each once the next task is begun, and that of the last anyway."""
+
+    def __init__(self, refuse: int = -1) -> None:
+        self.refuse = refuse
+
+    def __call__(self, task: int, tell: Tell) -> Later[int]:
+        if task == self.refuse:
+            raise ConversionError(f"{task} is refused")
+        for _ in range(3):
+            tell(task)
+        return Later(10 * task, [start(0.05)])
+
+
+def start(seconds: float, error: Exception | None = None) -> Future[None]:
+    """Something that goes on by itself for some seconds."""
+    future: Future[None] = Future()
+    end = partial(future.set_exception, error) if error else partial(future.set_result, None)
+    threading.Timer(seconds, end).start()
+    return future
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_results_that_count_later(workers: int) -> None:
+    heard: list[int] = []
+    results = dict(LocalEngine(workers).map(Slow(), range(20), heard.append))
+    assert results == {number: 10 * number for number in range(20)}
+    assert len(heard) == 60
+
+
+class Overlap:
+    """Says when a task is begun while the result of the one before it still waits."""
+
+    before: Future[None] | None = None
+
+    def __call__(self, task: int, tell: Tell) -> Later[int]:
+        if self.before is not None and not self.before.done():
+            tell("overlap")
+        self.before = start(1)
+        return Later(task, [self.before])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_task_is_begun_meanwhile(workers: int) -> None:
+    heard: list[str] = []
+    assert len([*LocalEngine(workers).map(Overlap(), range(2 * workers), heard.append)]) > 1
+    assert heard == ["overlap"] * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_done_before_an_error_is_given(workers: int) -> None:
+    mapped = LocalEngine(workers).map(Slow(refuse=3), range(4))
+    results: list[int] = []
+    with pytest.raises(ConversionError, match="3 is refused"):
+        results.extend(place for place, _ in mapped)
+    assert len(results) >= 4 - workers  # what another worker has under way is lost
+
+
+def fail_later(number: int, tell: Tell) -> Later[int]:
+    return Later(number, [start(0.01, ConversionError("the disk is full"))])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_later_is_raised_here(workers: int) -> None:
+    with pytest.raises(ConversionError, match="the disk is full"):
+        list(LocalEngine(workers).map(fail_later, range(3)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -72,7 +72,7 @@ def test_the_shards_are_convert_s(make, tmp_path):
     assert files == {"summary.json"} | {f"{s}/{n}" for s in ("train", "eval") for n in names}
     index = json.loads((out / "train/index.json").read_text())
     (shard,) = index["shards"]
-    assert set(shard["raw_data"]["hashes"]) == {"sha1", "xxh64"}
+    assert set(shard["raw_data"]["hashes"]) == {"xxh64"}
     assert "ndarray:uint16:16,48" in shard["column_encodings"]
     assert summary.bytes == pytest.approx(47 * SAMPLE / 2, rel=0.1)
     written = json.loads((out / "summary.json").read_text())

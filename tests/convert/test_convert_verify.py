@@ -14,9 +14,9 @@ import pytest
 from streaming import MDSWriter
 
 from convert import ConversionError
+from convert.mds import HASHES
 from convert.shard_check import MAX_FAULTS
 from convert.verify import Verification, main, verify_data_set
-from convert.writer import HASHES
 from vlm_composer.data.schema import MDS_COLUMNS
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
@@ -47,13 +47,18 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(change(content) or content))
 
 
-def rewrite(pairs: Any, side: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+def rewrite(
+    pairs: Any,
+    side: str,
+    change: Callable[[list[dict[str, Any]]], Any],
+    hashes: list[str] = HASHES,
+) -> None:
     """Writes a side's samples again, some of them changed, as another tool might: all agrees."""
     samples = pairs.read(side)
     change(samples)
     shutil.rmtree(pairs.out / side)
     with MDSWriter(
-        columns=MDS_COLUMNS, out=str(pairs.out / side), hashes=HASHES, size_limit=1 << 12
+        columns=MDS_COLUMNS, out=str(pairs.out / side), hashes=hashes, size_limit=1 << 12
     ) as writer:
         for sample in samples:
             writer.write(sample)
@@ -87,9 +92,21 @@ def test_a_flipped_byte_is_found_and_so_is_the_image_it_broke(written: Any) -> N
     data[start] ^= 0xFF
     path.write_bytes(data)
     hashes, image = faults_of(written.out)
-    assert hashes == f"train/{path.name}: its sha1 and its xxh64 are not those of the index"
+    assert hashes == f"train/{path.name}: its xxh64 differs from the index"
     assert image.startswith(f"train/{path.name}, sample 0 (id '")
     assert "): not_an_image: " in image
+
+
+def test_a_data_set_of_before_has_a_sha1_as_well(written: Any) -> None:
+    rewrite(written, "train", lambda samples: None, ["sha1", "xxh64"])
+    assert faults_of(written.out) == []
+    path = shard_paths(written.out)[0]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Describe")] ^= 0x20
+    path.write_bytes(data)
+    assert faults_of(written.out) == [
+        f"train/{path.name}: its xxh64 and its sha1 differ from the index"
+    ]
 
 
 def test_faults_in_several_shards_are_all_told(written: Any) -> None:
@@ -145,7 +162,7 @@ def test_a_sample_that_is_none(written: Any) -> None:
     data[second : second + 4] = b"\xff" * 4  # the first field's length
     path.write_bytes(data)
     lines = faults_of(written.out)
-    assert lines[0].endswith("are not those of the index")
+    assert lines[0].endswith("its xxh64 differs from the index")
     assert lines[1].startswith(f"train/{path.name}, sample 1: it cannot be decoded: ")
     data[8:12] = b"\xff" * 4
     path.write_bytes(data)
@@ -201,7 +218,7 @@ def test_files_that_are_missing_or_stray(written: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda entry: entry["raw_data"]["hashes"].pop("sha1"), "has no sha1"),
+        (lambda entry: entry["raw_data"]["hashes"].pop("xxh64"), "has no xxh64"),
         (lambda entry: entry.update(column_encodings=["pkl"] * 4), "is of mds with "),
         (lambda entry: entry.update(compression="zstd"), "is compressed"),
         (lambda entry: entry.update(samples="3"), "of a wrong type"),
@@ -307,7 +324,7 @@ def test_the_command(written: Any) -> None:
     path.write_bytes(path.read_bytes()[::-1])
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[0].startswith(f"eval/{path.name}: its sha1 and its xxh64 ")
+    assert done.stdout.splitlines()[0].startswith(f"eval/{path.name}: its xxh64 differs ")
     assert done.stdout.endswith("2 faults\n")
     assert "Traceback" not in done.stderr
 

@@ -68,9 +68,7 @@ class TestRemote:
 
     def test_a_hash_that_the_index_lacks(self, remote, tmp_path):
         captions = open_captions(tmp_path / "new", remote, validate_hash="md5")
-        with pytest.raises(
-            ValueError, match=r"validate_hash: md5, but .* has sha1, xxh64; set one"
-        ):
+        with pytest.raises(ValueError, match=r"validate_hash: md5, but .* has xxh64; set one"):
             read(captions)
 
     @pytest.mark.parametrize("index", [b'{"version": 2, "sha', b"\xff\xfe", b"[]", b'{"a": 1}'])
