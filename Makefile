@@ -20,12 +20,13 @@ setup: .venv/.installed ## install everything at the locked versions into .venv
 demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
 	$(BIN)/python -m vlm_composer.demo
 
-bench: setup ## check every claim of benchmarks/ (two hours on two cores; two_hosts.py needs root, full_size.py 22 GiB)
+bench: setup ## check every claim of benchmarks/ (two and a half hours on two cores; two_hosts.py needs root, full_size.py 22 GiB)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/two_hosts.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/weak_scaling.py
+	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/full_size.py
 
 test: setup ## run every test, on one process, on two ranks and on four

@@ -88,10 +88,24 @@ def scale_gradients(factor, first_batch, last_batch=1000):
 
 def test_gradients_that_explode_though_they_are_clipped(provoke):
     clipping = {"gradient_clipping": {"clipping_threshold": 1e-3}}
-    found = provoke(scale_gradients(100, 3), algorithms=clipping)
+    found = provoke(scale_gradients(100, 3), algorithms=clipping, warnings={"window": 6})
     (warning,) = only(found, "gradient_exploding")
-    assert warning["batch"] == 4  # batches done by then
+    assert warning["batch"] == 6  # batches done by then, three of which exploded
     assert "before clipping" in warning["message"]
+    assert "3 times in 6 batches" in warning["message"]
+
+
+def test_one_unusual_gradient_is_no_explosion(tmp_path):
+    """As in the demo: 28.7 at a median of 2.75, once, and again when it is forgotten."""
+    found = LiveWarnings(tmp_path / "warnings.jsonl", window=8)
+    said = []
+    found._warn = lambda name, message: said.append(name)
+    quiet = [2.75, 2.4, 2.7, 2.2, 2.8, 2.6, 2.5]
+    for norm in (*quiet, 28.7, *quiet, 28.7, 28.7):
+        found.log_metrics({"gradients/norm": norm})
+    assert said == []
+    found.log_metrics({"gradients/norm": 28.7})
+    assert said == ["gradient_exploding"]
 
 
 def test_gradients_of_zero(provoke):
@@ -132,7 +146,7 @@ def test_a_gap_that_does_not_open(provoke):
     (warning,) = only(found, "gap_not_opening")
     assert warning["batch"] == 3
     assert warning["message"].startswith("after 50% of the run the right image is worth ")
-    assert "raise optimizer.lr" in warning["message"]
+    assert "lower optimizer.lr where evidence/output_norm_ratio" in warning["message"]
 
 
 def test_a_gap_has_its_time(provoke):

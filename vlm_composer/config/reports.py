@@ -87,7 +87,8 @@ class LiveWarningsConfig:
     loss_factor: float = 2.0
     """Multiple of the running median above which a loss is a spike."""
     gradient_factor: float = 10.0
-    """Multiple of the running median above which a gradient norm, before clipping, explodes."""
+    """Multiple of the running median above which a gradient norm, before clipping, explodes; it is
+    said at the third time within `window` batches."""
     min_output_spread: float = 0.01
     """Least `evidence/output_spread`."""
     max_dead_latents: float = 0.25

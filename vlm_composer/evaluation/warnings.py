@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 DEVIATIONS = 6
 """Median absolute deviations that a loss must lie above the median to be a spike: in data whose
 losses vary, twice the median is nothing unusual."""
+EXPLOSIONS = 3
+"""Gradients within a running median's window that must be far above it before it is said: one alone
+is an unusual batch's, and clipping takes care of it."""
 
 
 class LiveWarnings(LoggerDestination):
@@ -44,7 +47,8 @@ class LiveWarnings(LoggerDestination):
         gap_after: Share of the run after which the gap must be open and latents alive.
         min_gap: Nats an answer token that an open gap has at least.
         loss_factor: Multiple of the running median above which a loss is a spike.
-        gradient_factor: Multiple of the running median above which a gradient norm explodes.
+        gradient_factor: Multiple of the running median above which a gradient norm explodes; it is
+            said at the third time within `window` batches.
         min_output_spread: `evidence/output_spread` below which the connector has collapsed.
         max_dead_latents: Share of the latents that may be dead.
         max_data_wait: Share of a step that may be waiting for data.
@@ -74,6 +78,7 @@ class LiveWarnings(LoggerDestination):
         self._cooldown = cooldown
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
+        self._exploded: deque[bool] = deque(maxlen=window)
         self._warned_at: dict[str, int] = {}
         self._state: State | None = None
         self._logger: Logger | None = None
@@ -132,6 +137,7 @@ class LiveWarnings(LoggerDestination):
 
     def _look_at_gradient(self, norm: float) -> None:
         median = self._median(self._norms)
+        self._exploded.append(median is not None and norm > self._gradient_factor * median)
         if norm == 0:
             self._warn(
                 "gradient_zero",
@@ -139,12 +145,13 @@ class LiveWarnings(LoggerDestination):
                 "the samples have answers, and whether a weight of the connector has become 0 or "
                 "so large that its units are dead (lower optimizer.lr)",
             )
-        elif median is not None and norm > self._gradient_factor * median:
+        elif self._exploded[-1] and (times := sum(self._exploded)) >= EXPLOSIONS:
             self._warn(
                 "gradient_exploding",
                 f"the gradient norm before clipping is {norm:.3g}, its running median "
-                f"{median:.3g}. Clipping (algorithms.gradient_clipping) bounds what one such step "
-                "does; where they come often, lower optimizer.lr or lengthen scheduler.t_warmup",
+                f"{median:.3g}, and such norms came {times} times in {len(self._exploded)} "
+                "batches. Clipping (algorithms.gradient_clipping) bounds what one such step does; "
+                "lower optimizer.lr or lengthen scheduler.t_warmup",
             )
         self._norms.append(norm)
 
@@ -156,8 +163,9 @@ class LiveWarnings(LoggerDestination):
                 f"after {share:.0%} of the run the right image is worth {gap:.3f} nats a token "
                 f"against another's (expected: {self._min_gap} or more): the language model does "
                 "not look at it. Where evidence/gap_wrong rises from evaluation to evaluation, "
-                "train longer (max_duration); else raise optimizer.lr, set connector.vision_ln: "
-                "true, and see whether captions belong to their images",
+                "train longer (max_duration); else lower optimizer.lr where "
+                "evidence/output_norm_ratio is in the hundreds, raise it where not, set "
+                "connector.vision_ln: true, and see whether captions belong to their images",
             )
 
     def _look_at_output(self, spread: float) -> None:

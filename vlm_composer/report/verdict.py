@@ -270,8 +270,10 @@ def _next_steps(run: Run, tone: Tone, gaps: list[tuple[int, float]]) -> list[str
             steps.append("The gap still grows: train longer (max_duration).")
         else:
             steps.append(
-                "The gap does not grow: raise optimizer.lr, set connector.vision_ln: true, and "
-                "look whether captions belong to their images (below)."
+                "The gap does not grow: lower optimizer.lr where the connector's output is "
+                "hundreds of times as large as an embedding, raise it where not, set "
+                "connector.vision_ln: true, and look whether captions belong to their images "
+                "(below)."
             )
     if run.warnings:
         steps.append("Read the warnings below.")
