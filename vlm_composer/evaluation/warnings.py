@@ -101,6 +101,7 @@ class LiveWarnings(LoggerDestination):
             **self._lines.state_dict(),
             "losses": list(self._losses),
             "norms": list(self._norms),
+            "exploded": list(self._exploded),
             "warned_at": dict(self._warned_at),
         }
 
@@ -110,6 +111,7 @@ class LiveWarnings(LoggerDestination):
             self._lines.load_state_dict(state)
             self._losses.extend(state["losses"])
             self._norms.extend(state["norms"])
+            self._exploded.extend(state["exploded"])
             self._warned_at.update(state["warned_at"])
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
