@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.faithful_towers import _photo
-
 DIFFERENT_PHOTOS = 256
 """The others are these with another comment in the file: drawing takes longer than converting."""
 
 
 def write_photos(folder: Path, count: int) -> None:
     """Write pairs.json and images/, JPEGs of about 50 kB of which no two have the same bytes."""
+    from benchmarks.faithful_towers import _photo  # imports torch, which workers would as well
+
     pixels = np.random.default_rng(7)
     photos = []
     for _ in range(min(count, DIFFERENT_PHOTOS)):

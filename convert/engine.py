@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -26,6 +27,8 @@ Tell = Callable[[Any], None]
 
 _PRELOADED = ["convert.conversion"]
 """Imported once, by the server that workers are forked from."""
+_SLOW = ("torch", "streaming", "transformers")
+"""What a script that has imported it would have every worker import again, in seconds each."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class LocalEngine:
         if workers < 1:
             raise ConversionError(f"workers is {workers}: give a whole number of at least 1")
         self._workers = workers
-        self._preload = [*_PRELOADED, *preload]
+        slow = [name for name in _SLOW if name in sys.modules]
+        self._preload = list(dict.fromkeys([*_PRELOADED, *slow, *preload]))
 
     def map(
         self,

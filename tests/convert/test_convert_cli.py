@@ -27,6 +27,19 @@ def test_a_conversion(pairs: Any) -> None:
     assert len(pairs.ids("train")) == 18
 
 
+def test_a_conversion_goes_without_torch(pairs: Any) -> None:
+    """It takes seconds to import, in each process that does."""
+    pairs.add(5)
+    script = (
+        "import sys; from convert import convert_llava\n"
+        f"convert_llava({str(pairs.write_json())!r}, {str(pairs.images)!r}, {str(pairs.out)!r})\n"
+        "assert not {'torch', 'streaming'} & {*sys.modules}"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def run_here(pairs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs the command line in this process; returns its status and what it says on stderr."""
