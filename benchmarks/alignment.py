@@ -107,8 +107,6 @@ def measure(demo: Path, effort: Effort, jobs: int, folder: Path) -> Outcomes:
         jobs: Trainings at once.
         folder: An empty folder.
     """
-    # Compiled kernels know the number of threads that they were compiled for, their cache does not.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     tell("running the vision tower")
     make_features(demo_config(demo), folder / "features", show_progress=False)
     trainings = [

@@ -1,6 +1,10 @@
 """Compiled blocks compute what they replace, forward and backward, for any number of rows."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +35,35 @@ def together(results):
 
 def error(got, want):
     return ((got - want).norm() / want.norm()).item()
+
+
+COMPILED = """
+import sys, torch
+from torch import nn
+from vlm_composer.models.frozen_blocks import compile_blocks
+if "told" in sys.argv:
+    compile_blocks(nn.Module())
+torch.compile(lambda x: nn.functional.silu(x) + 1)(torch.randn(300, 1000))
+print(torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [False, True])
+def test_kernels_for_another_number_of_threads_are_not_taken(told, tmp_path):
+    """Where the compiler is not told the number, they are: if that fails, torch has mended it."""
+    hits = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILED, *(["told"] if told else [])],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()[-1]
+        for threads in ("2", "1")
+    ]
+    assert hits == ["0", "0" if told else "1"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any
 
 import setuptools  # noqa: F401  (for torch's compiler, which could not import it behind pip)
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
@@ -40,6 +41,9 @@ def compile_blocks(model: nn.Module) -> list[str]:
     Returns:
         Names of what was replaced, with how often.
     """
+    # torch 2.7 writes the number of threads into a CPU's kernel but not into its cache's key: ranks
+    # of one thread each took the kernels of a run with two, and waited for each other's cores.
+    torch._inductor.config.cpp.threads = torch.get_num_threads()
     counts: dict[str, int] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
