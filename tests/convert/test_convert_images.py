@@ -4,6 +4,7 @@ import struct
 import zlib
 from contextlib import suppress
 from io import BytesIO
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,10 @@ from convert.errors import Reason, Rejected
 from convert.images import check_image
 from vlm_composer.data.pictures import to_rgb
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),
+    pytest.mark.filterwarnings("ignore:Truncated File Read"),
+]
 steady = settings(deadline=None, derandomize=True, database=None)
 
 
@@ -94,7 +99,6 @@ def test_rejected(data: bytes, reason: Reason) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535, b"bad"])
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_an_image_is_as_large_as_training_shows_it(form: str, orientation: object) -> None:
     exif = Image.Exif()
     if orientation is not None:
@@ -126,3 +130,91 @@ def test_damaged_files_are_accepted_or_rejected_but_never_crash(
         data[place % len(data)] = value
     with suppress(Rejected):
         check_image(bytes(data))
+
+
+def colourful(width: int, height: int) -> Image.Image:
+    """A picture with detail in all three channels."""
+    pixels = (bytes((31 * x % 256, 17 * x * y % 256, 7 * y % 256)) for y in range(height)
+              for x in range(width))  # fmt: skip
+    return Image.frombytes("RGB", (width, height), b"".join(pixels))
+
+
+JPEGS = {
+    "4:4:4": encoded(colourful(24, 17), "JPEG", subsampling=0),
+    "4:2:2": encoded(colourful(24, 17), "JPEG", subsampling=1, optimize=True),
+    "4:2:0": encoded(colourful(17, 24), "JPEG", subsampling=2, quality=30),
+    "progressive": encoded(colourful(24, 17), "JPEG", subsampling=2, progressive=True),
+    "restarts": encoded(colourful(24, 17), "JPEG", restart_marker_blocks=1),
+    "grey": encoded(colourful(24, 17).convert("L"), "JPEG"),
+    "grey-progressive": encoded(colourful(9, 20).convert("L"), "JPEG", progressive=True),
+    "tiny": encoded(colourful(3, 2), "JPEG"),
+    "exif": encoded(colourful(24, 17), "JPEG", exif=ROTATED),
+}
+
+
+def decodes_in_full(data: bytes) -> bool:
+    """What training's decoder makes of it: every pixel, without a look at `check_image`."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.format == "JPEG" and bool(image.convert("RGB").tobytes())
+    except Exception:  # of Pillow's decoders: OSError, SyntaxError, …
+        return False
+
+
+def assert_same_verdict(data: bytes) -> bool:
+    """Whether `check_image` takes it."""
+    try:
+        check_image(data)
+        taken = True
+    except Rejected as rejected:
+        if rejected.reason is Reason.BAD_DIMENSIONS:  # nothing was decoded
+            return False
+        taken = False
+    assert taken == decodes_in_full(data), data.hex()
+    return taken
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_cut_anywhere_is_taken_just_where_it_decodes_in_full(name: str) -> None:
+    jpeg = JPEGS[name]
+    taken = [assert_same_verdict(jpeg[:cut]) for cut in range(len(jpeg) + 1)]
+    assert taken[-1]
+    assert not any(taken[:-2])  # libjpeg does without the last byte, half of the end's marker
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_with_a_marker_anywhere_is_taken_just_where_it_decodes_in_full(name: str) -> None:
+    jpeg = JPEGS[name]
+    for marker in (0xC2, 0xC4, 0xD3, 0xD9, 0xDA, 0xDB):
+        for place in range(len(jpeg) - 1):
+            assert_same_verdict(jpeg[:place] + bytes((0xFF, marker)) + jpeg[place + 2 :])
+
+
+@pytest.mark.parametrize("name", ["4:4:4", "4:2:0", "progressive"])
+def test_a_jpeg_of_any_sampling_is_taken_just_where_it_decodes_in_full(name: str) -> None:
+    jpeg = bytearray(JPEGS[name])
+    frame = jpeg.index(b"\xff\xc2" if name == "progressive" else b"\xff\xc0")
+    factors = [16 * across + down for across in range(1, 5) for down in range(1, 5)]
+    taken = 0
+    for luma, blue in product(factors, factors):
+        for red in {0x11, 0x21, blue}:
+            jpeg[frame + 11], jpeg[frame + 14], jpeg[frame + 17] = luma, blue, red
+            taken += assert_same_verdict(bytes(jpeg))
+    assert 50 < taken < 500
+
+
+@settings(steady, max_examples=500)
+@given(
+    jpeg=st.sampled_from(list(JPEGS.values())),
+    cut=st.integers(0, 40),
+    damage=st.lists(st.tuples(st.integers(0, 3000), st.binary(max_size=4)), max_size=5),
+    removed=st.tuples(st.integers(0, 3000), st.integers(0, 60)),
+)
+def test_a_damaged_jpeg_is_taken_just_where_it_decodes_in_full(
+    jpeg: bytes, cut: int, damage: list[tuple[int, bytes]], removed: tuple[int, int]
+) -> None:
+    data = bytearray(jpeg[: len(jpeg) - cut])
+    for place, what in damage:
+        data[place % len(data) : place % len(data) + len(what)] = what
+    del data[removed[0] : sum(removed)]
+    assert_same_verdict(bytes(data))
