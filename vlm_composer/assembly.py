@@ -36,7 +36,7 @@ from vlm_composer.models.tower_loading import (
 )
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.training.hardware import compile_obstacle, storage_dtype
+from vlm_composer.training.hardware import compile_obstacle, fusing_obstacle, storage_dtype
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +123,11 @@ def assemble_vision_tower(config: TrainConfig, device: str, *, empty: bool = Fal
         image_std=std,
     )
     fuses = config.vision_tower.fuse_gelu
-    if fuses is True and device == "gpu":
-        raise ValueError("vision_tower.fuse_gelu: true, but it is for a CPU; set it to auto")
+    obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
+    if fuses is True and obstacle is not None:
+        raise ValueError(f"vision_tower.fuse_gelu: true, but {obstacle}; set it to auto")
     if fuses == "auto":
-        fuses = device == "cpu" and config.parallelism == "replicate"
+        fuses = obstacle is None and config.parallelism == "replicate"
     if fuses:
         log.info("Linear layers with GELU in one: %d.", fuse_gelu(tower.model))
     return tower

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import Linear
 from transformers import GemmaConfig, GemmaForCausalLM
 from transformers.models.qwen3 import modeling_qwen3
 
 from tiny import packed, tiny_llama, tiny_qwen3
 from vlm_composer.assembly import assemble_model
 from vlm_composer.models.frozen_blocks import FrozenRMSNorm, FrozenSwiGLU, compile_blocks
+from vlm_composer.models.fused_gelu import GELULinear
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.training import hardware
 
+FC1 = "vision_model.encoder.layers.0.mlp.fc1"
 LENGTHS = [(5, 9, 1), (2,), (4, 4), (2, 30), (20, 17, 3)]
 
 
@@ -170,3 +173,16 @@ def test_a_gelu_for_a_cpu_is_refused_on_a_gpu(tiny_config):
     config.vision_tower.fuse_gelu = True
     with pytest.raises(ValueError, match="fuse_gelu: true, but it is for a CPU"):
         assemble_model(config, "gpu", 299)
+
+
+def test_a_gelu_in_bf16_is_for_a_cpu_that_multiplies_it(monkeypatch, tiny_config):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    config = tiny_config()
+    config.vision_tower.dtype = "bf16"
+    assert type(assemble_model(config, "cpu", 299).vision_tower.model.get_submodule(FC1)) is Linear
+    config.vision_tower.fuse_gelu = True
+    with pytest.raises(ValueError, match="fuse_gelu: true, but oneDNN takes no bf16 on this CPU"):
+        assemble_model(config, "cpu", 299)
+    config.vision_tower.dtype = "fp32"
+    fused = assemble_model(config, "cpu", 299).vision_tower.model.get_submodule(FC1)
+    assert isinstance(fused, GELULinear)

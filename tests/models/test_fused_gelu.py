@@ -1,5 +1,6 @@
 """oneDNN's linear with GELU is that of torch, and follows its weight."""
 
+import contextlib
 import copy
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from tiny import tiny_dinov2, tiny_siglip
 from vlm_composer.models.fused_gelu import GELULinear, fuse_gelu
 from vlm_composer.models.vision_tower import VisionTower
+from vlm_composer.training.hardware import fusing_obstacle
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
@@ -21,6 +23,17 @@ def test_it_computes_what_torch_computes(shape, approximate):
         torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_knows_what_this_cpu_can_do(dtype):
+    fused = GELULinear(nn.Linear(48, 96).to(dtype), "tanh")
+    obstacle = fusing_obstacle("cpu", dtype)
+    with pytest.raises(RuntimeError) if obstacle else contextlib.nullcontext():
+        fused(torch.randn(7, 48).to(dtype))
+
+
+@pytest.mark.skipif(
+    fusing_obstacle("cpu", torch.bfloat16) is not None, reason="oneDNN takes no bf16 on this CPU"
+)
 def test_bf16_is_no_further_from_fp32_than_torch_in_bf16():
     linear, x = nn.Linear(48, 96), torch.randn(200, 48)
     rounded = copy.deepcopy(linear).bfloat16()

@@ -18,7 +18,9 @@ from vlm_composer.training.hardware import (
     CONTROL_GROUP,
     compile_obstacle,
     container_limit,
+    fusing_obstacle,
     has_native_bf16,
+    storage_dtype,
 )
 from vlm_composer.training.parallelism import ranks_of_a_copy
 
@@ -38,16 +40,17 @@ def check_device(config: TrainConfig, device: str) -> Findings:
         found.ok(f"CPU, {threads} of {os.cpu_count()} threads a rank, {kind} in hardware")
     if not bf16 and (keys := keys_of_bf16(config)):
         found.warn(
-            f"{', '.join(keys)}: bf16, which {name} does not multiply in hardware: about ten "
-            "times slower than fp32",
+            f"{', '.join(keys)}: bf16, which {name} does not multiply in hardware: ten times "
+            "slower than fp32, or more",
             advice,
         )
     if config.compile_blocks is True and (obstacle := compile_obstacle(device)):
         found.fail(
             f"compile_blocks: true, but {obstacle}", "install it, or set compile_blocks: auto"
         )
-    if config.vision_tower.fuse_gelu is True and device == "gpu":
-        found.fail("vision_tower.fuse_gelu: true, but it is for a CPU", "set it to auto")
+    obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
+    if config.vision_tower.fuse_gelu is True and obstacle is not None:
+        found.fail(f"vision_tower.fuse_gelu: true, but {obstacle}", "set it to auto")
     return found
 
 

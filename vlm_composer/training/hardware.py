@@ -23,8 +23,8 @@ def has_native_bf16(device: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware.
 
     Args:
-        device: "cpu" or "gpu". A CPU needs AVX512-BF16 or AMX; one without is about ten times
-            slower in bf16 than in fp32.
+        device: "cpu" or "gpu". A CPU needs AVX512-BF16 or AMX; one without is ten times
+            slower in bf16 than in fp32, one without any AVX512 seventy-five times.
     """
     if device == "gpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -86,6 +86,15 @@ def compile_obstacle(device: str) -> str | None:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         return "torch finds no C++ compiler"
+    return None
+
+
+def fusing_obstacle(device: str, dtype: torch.dtype) -> str | None:
+    """What keeps oneDNN from fusing linear layers of a dtype with what follows; None if nothing."""
+    if device == "gpu":
+        return "it is for a CPU"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN takes no bf16 on this CPU, which has neither AVX512 nor AVX-NE-CONVERT"
     return None
 
 
