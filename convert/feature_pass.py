@@ -30,6 +30,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.encoder import Pixels
 from vlm_composer.data.features import (
     FEATURES_FILE,
     FeatureDtype,
@@ -37,7 +38,6 @@ from vlm_composer.data.features import (
     FeaturesError,
     VisionSettings,
 )
-from vlm_composer.data.images import decode_image
 from vlm_composer.data.leftovers import die_with_parent
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.loaders import claim_data
@@ -96,7 +96,7 @@ def make_features(
     _check_apart(sources, out)
     claim_data(config)
     settings = vision_settings(config)
-    sides = {side: _open_images(config, source, settings) for side, source in sources.items()}
+    sides = {side: _open_images(config, source) for side, source in sources.items()}
 
     unwritten = _describe(config, device, dtype, settings, sides)
     planned = plan_features(config, unwritten["train"], sides)
@@ -119,7 +119,7 @@ def make_features(
             for side, captions in sides.items():
                 writer = ShardWriter(destination, side, size_limit, written[side].columns)
                 writers[side] = writer
-                loader = _load(captions, config, batch_size, device)
+                loader = _load(captions, config, settings, batch_size, device)
                 for record in _records(loader, tower, written[side]):
                     try:
                         writer.write(record)
@@ -175,38 +175,13 @@ def _normal(place: str) -> str:
     return place.rstrip("/") if "://" in place else os.path.realpath(place)
 
 
-def _open_images(
-    config: TrainConfig, source: LoaderConfig, settings: VisionSettings
-) -> StreamingCaptions:
-    captions = open_dataset(
-        source, _ImageDecoder(settings), batch_size=1, store_timeout=config.store_timeout
-    )
+def _open_images(config: TrainConfig, source: LoaderConfig) -> StreamingCaptions:
+    captions = open_dataset(source, batch_size=1, store_timeout=config.store_timeout)
     if captions.features:
         raise ConversionError(
             f"{source.sources['dataset'].place} holds features already: give the yaml's images"
         )
     return captions
-
-
-class _ImageDecoder:
-    """Decodes a record's image and leaves its text as it is.
-
-    Args:
-        settings: How the tower sees it.
-    """
-
-    def __init__(self, settings: VisionSettings) -> None:
-        self.settings = settings
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return id, prompt and answer, and `pixel_values` uint8 (3, S, S)."""
-        size, resample = self.settings.image_size, self.settings.resample
-        try:
-            pixels = decode_image(record["image"], size, resample, self.settings.image_decoder)
-        except ValueError as error:
-            raise ValueError(f"sample {record['id']}: {error}") from error
-        text = {key: record[key] for key in ("id", "prompt", "answer")}
-        return {**text, "pixel_values": pixels}
 
 
 def _describe(
@@ -233,23 +208,37 @@ def _describe(
 
 
 def _load(
-    captions: StreamingCaptions, config: TrainConfig, batch_size: int, device: str
+    captions: StreamingCaptions,
+    config: TrainConfig,
+    settings: VisionSettings,
+    batch_size: int,
+    device: str,
 ) -> DataLoader[Any]:
     return DataLoader(
         CaptionsByIndex(captions),  # in order: its own iteration deals samples to workers
         batch_size=batch_size,
         num_workers=config.train_loader.num_workers,
         worker_init_fn=die_with_parent,
-        collate_fn=_collate,
+        collate_fn=_WithText(settings),
         pin_memory=device == "gpu",
     )
 
 
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "pixel_values": torch.stack([sample.pop("pixel_values") for sample in samples]),
-        "text": samples,
-    }
+class _WithText:
+    """Makes a batch of images, beside the text of their records.
+
+    Args:
+        settings: How the tower sees them.
+    """
+
+    def __init__(self, settings: VisionSettings) -> None:
+        self._pixels = Pixels(settings.image_size, settings.resample, settings.image_decoder)
+
+    def __call__(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `pixel_values` uint8 (B, 3, S, S), and id, prompt and answer as `text`."""
+        keys = ("id", "prompt", "answer")
+        text = [{key: record[key] for key in keys} for record in records]
+        return {**self._pixels(records), "text": text}
 
 
 def _records(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def assemble_template(config: TrainConfig) -> Template:
         ValueError: It lacks a token that the template needs.
     """
     name = config.language_model.tokenizer or config.language_model.name
+    # Threads beside each of a node's many workers, for texts of a line, cost more than they give;
+    # and tokenizers warns in every worker where its parent used them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.language_model.revision or "main"

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from vlm_composer.assembly import vision_settings
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
+from vlm_composer.data.batches import num_samples, num_tokens, split_batch
 from vlm_composer.data.by_index import CaptionsByIndex
-from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.encoder import BatchEncoder, Pixels
 from vlm_composer.data.features import Features
 from vlm_composer.data.leftovers import claim_caches, live_as_parent
 from vlm_composer.data.mixing import describe_mix, is_mixed
@@ -26,18 +27,13 @@ from vlm_composer.data.template import Template
 log = logging.getLogger(__name__)
 
 
-def assemble_encoder(config: TrainConfig, template: Template) -> SampleEncoder:
-    """Make what turns a record into tensors, for the tower's image size; no weight is read."""
+def assemble_encoder(config: TrainConfig, template: Template) -> BatchEncoder:
+    """Make what turns records into batches, for the tower's image size; no weight is read."""
     vision = vision_settings(config)
-    return SampleEncoder(
-        template,
-        image_size=vision.image_size,
-        resample=vision.resample,
-        image_decoder=vision.image_decoder,
-    )
+    return BatchEncoder(template, Pixels(vision.image_size, vision.resample, vision.image_decoder))
 
 
-def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: str) -> DataSpec:
+def assemble_train_loader(config: TrainConfig, encoder: BatchEncoder, device: str) -> DataSpec:
     """Make the training loader.
 
     torch.distributed must be initialised where there are several ranks: StreamingDataset asks it.
@@ -46,7 +42,7 @@ def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: s
         ValueError: The set is smaller than one batch.
     """
     batch_size = config.global_train_batch_size // dist.get_world_size()
-    captions = _open_dataset(config, config.train_loader, encoder, batch_size)
+    captions = _open_dataset(config, config.train_loader, batch_size)
     if config.train_loader.drop_last and captions.epoch_size < config.global_train_batch_size:
         raise ValueError(
             f"train_loader: an epoch of {captions.epoch_size} samples is less than one batch of "
@@ -62,14 +58,12 @@ def assemble_train_loader(config: TrainConfig, encoder: SampleEncoder, device: s
         captions,
         batch_size=batch_size,
         drop_last=config.train_loader.drop_last,
-        **_loader_options(config.train_loader, device),
+        **_loader_options(config.train_loader, captions, encoder, device),
     )
     return _data_spec(loader)
 
 
-def assemble_evaluators(
-    config: TrainConfig, encoder: SampleEncoder, device: str
-) -> list[Evaluator]:
+def assemble_evaluators(config: TrainConfig, encoder: BatchEncoder, device: str) -> list[Evaluator]:
     """Make the evaluators: `eval`, and `eval_mismatched` where the yaml asks for it."""
     if config.eval_loader is None:
         return []
@@ -77,7 +71,7 @@ def assemble_evaluators(
     if batch_size is None:
         microbatch = config.device_train_microbatch_size
         batch_size = microbatch if isinstance(microbatch, int) else 8
-    captions = _open_dataset(config, config.eval_loader, encoder, batch_size)
+    captions = _open_dataset(config, config.eval_loader, batch_size)
     shifts = {"eval": 0}
     if config.eval_loader.mismatched_images:
         # From half the set away: neighbours in a data set are often alike.
@@ -92,7 +86,7 @@ def assemble_evaluators(
             # Its own, so that an evaluation does not move the generator that training draws from: a
             # run that is stopped during one must resume exactly.
             generator=torch.Generator(),
-            **_loader_options(config.eval_loader, device),
+            **_loader_options(config.eval_loader, captions, encoder, device),
         )
         evaluators.append(
             Evaluator(
@@ -126,24 +120,22 @@ def features_of(train: DataSpec, evaluators: list[Evaluator]) -> list[Features]:
     return [features for x in loaders for features in x.dataset.features.values()]
 
 
-def _open_dataset(
-    config: TrainConfig, loader: LoaderConfig, encoder: SampleEncoder, batch_size: int
-) -> StreamingCaptions:
-    captions = open_dataset(
-        loader, encoder, batch_size=batch_size, store_timeout=config.store_timeout
-    )
+def _open_dataset(config: TrainConfig, loader: LoaderConfig, batch_size: int) -> StreamingCaptions:
+    captions = open_dataset(loader, batch_size=batch_size, store_timeout=config.store_timeout)
     for name, features in captions.features.items():
         features.check_settings(vision_settings(config), loader.sources[name].place)
-        captions.encoder = encoder.reading(features)
     return captions
 
 
-def _loader_options(loader: LoaderConfig, device: str) -> dict[str, Any]:
+def _loader_options(
+    loader: LoaderConfig, captions: StreamingCaptions, encoder: BatchEncoder, device: str
+) -> dict[str, Any]:
+    features = next(iter(captions.features.values()), None)  # alike in all streams
     workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": True}
     return {
         "num_workers": loader.num_workers,
         "worker_init_fn": live_as_parent,
-        "collate_fn": collate,
+        "collate_fn": encoder.reading(features),
         "pin_memory": device == "gpu",
         **(workers if loader.num_workers else {}),
     }

@@ -17,6 +17,7 @@ from mixtures import SHARES, mixed
 from tiny import write_pairs
 from vlm_composer import train
 from vlm_composer.assembly import assemble_vision_tower, vision_settings
+from vlm_composer.data.encoder import Patches
 from vlm_composer.data.images import decode_image
 from vlm_composer.data.opening import open_dataset
 
@@ -40,7 +41,7 @@ def read(config, loader, folder=None):
     section = getattr(config, loader)
     if folder is not None:
         section.dataset.local = str(folder)
-    captions = open_dataset(section, dict, batch_size=1, store_timeout=0)
+    captions = open_dataset(section, batch_size=1, store_timeout=0)
     return captions, [captions[index] for index in range(captions.num_samples)]
 
 
@@ -60,7 +61,7 @@ def test_every_sample_keeps_its_place_and_its_text(make, tiny_config, tmp_path):
                 k: record[k] for k in ("id", "prompt", "answer")
             }
             pixels = decode_image(record["image"], seen.image_size, seen.resample)
-            patches = described.decode(found["patches"])
+            (patches,) = Patches(described)([found])["patches"]
             torch.testing.assert_close(patches, tower(pixels[None])[0], rtol=1e-5, atol=1e-6)
 
 

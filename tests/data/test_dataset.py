@@ -6,77 +6,71 @@ import torch
 from composer.devices import DeviceCPU
 
 from tiny import byte_tokenizer
+from vlm_composer.data.batches import num_samples, num_tokens, split_batch
 from vlm_composer.data.by_index import CaptionsByIndex
-from vlm_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.encoder import BatchEncoder, Pixels
+from vlm_composer.data.images import decode_image
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.data.template import IGNORE_INDEX, Template
 
 
 @pytest.fixture
 def encoder():
-    return SampleEncoder(
-        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64), image_size=16
+    return BatchEncoder(
+        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64), Pixels(image_size=16)
     )
 
 
 @pytest.fixture
-def captions(encoder, shards):
-    return StreamingCaptions(encoder, [stream_of(shards)], batch_size=4)
-
-
-def stream_of(shards):
-    return CheckedStream(local=str(shards / "train"), store_timeout=0)
-
-
-def test_a_sample_of_the_shards_is_encoded(captions, encoder):
-    sample = captions[1]
-    assert sample["pixel_values"].shape == (3, 16, 16)
-    text = encoder.template.tokenizer.decode(sample["input_ids"])
-    answer = [token for token in sample["labels"].tolist() if token != IGNORE_INDEX]
-    assert text.count("<image_patch>") == 4
-    assert text.endswith(encoder.template.tokenizer.decode(answer))
-    assert set(sample) == {"id", "pixel_values", "input_ids", "labels", "num_cut"}
-
-
-def test_an_error_names_the_sample(shards):
-    short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
-    captions = StreamingCaptions(
-        SampleEncoder(short, image_size=16), [stream_of(shards)], batch_size=4
+def captions(shards):
+    return StreamingCaptions(
+        [CheckedStream(local=str(shards / "train"), store_timeout=0)], batch_size=4
     )
-    with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
-        captions[0]
 
 
-def test_an_image_that_cannot_be_read_names_the_sample(encoder):
-    with pytest.raises(ValueError, match="sample x9: 3 bytes that are not"):
-        encoder({"id": "x9", "image": b"abc", "prompt": "<image>", "answer": "y"})
+@pytest.fixture
+def batch_of(captions, encoder):
+    return lambda indices: encoder([captions[index] for index in indices])
 
 
-def batch_of(captions, indices):
-    return collate([captions[i] for i in indices])
-
-
-def test_a_batch_holds_its_samples_and_no_padding(captions):
-    batch = batch_of(captions, range(6))
+def test_a_batch_holds_its_samples_and_no_padding(captions, encoder, batch_of):
+    batch = batch_of(range(6))
+    assert batch.keys() == {"ids", "pixel_values", "input_ids", "labels", "num_cut"}
+    assert batch["pixel_values"].shape == (6, 3, 16, 16)
     for row, index in enumerate(range(6)):
-        sample = captions[index]
-        assert batch["ids"][row] == sample["id"]
-        assert torch.equal(batch["pixel_values"][row], sample["pixel_values"])
-        assert batch["input_ids"][row].tolist() == sample["input_ids"].tolist()
-        assert batch["labels"][row].tolist() == sample["labels"].tolist()
+        record = captions[index]
+        expected = encoder.template.encode(record["prompt"], record["answer"])
+        assert batch["ids"][row] == record["id"]
+        assert torch.equal(batch["pixel_values"][row], decode_image(record["image"], 16))
+        assert torch.equal(batch["pixel_values"][row], encoder.image(record))
+        assert batch["input_ids"][row].tolist() == expected.input_ids
+        assert batch["labels"][row].tolist() == expected.labels
+        assert batch["input_ids"][row].dtype == batch["labels"][row].dtype == np.int64
 
 
-def test_only_pixels_move_with_the_batch(captions):
-    moved = DeviceCPU().batch_to_device(batch_of(captions, range(2)) | {"probe": torch.ones(1)})
+def test_an_error_names_the_sample(captions):
+    short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
+    with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
+        BatchEncoder(short, Pixels(image_size=16))([captions[0]])
+
+
+def test_an_image_that_cannot_be_read_names_the_sample(captions, encoder):
+    broken = {"id": "x9", "image": b"abc", "prompt": "<image>", "answer": "y"}
+    with pytest.raises(ValueError, match="sample x9: 3 bytes that are not"):
+        encoder([captions[0], broken])
+
+
+def test_only_pixels_move_with_the_batch(batch_of):
+    moved = DeviceCPU().batch_to_device(batch_of(range(2)) | {"probe": torch.ones(1)})
     assert isinstance(moved["input_ids"][1], np.ndarray)
     assert isinstance(moved["labels"][1], np.ndarray)
     assert isinstance(moved["pixel_values"], torch.Tensor)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6, 9])
-def test_microbatches_hold_the_batch(captions, size):
-    batch = batch_of(captions, range(6))
+def test_microbatches_hold_the_batch(batch_of, size):
+    batch = batch_of(range(6))
     parts = split_batch(batch, size)
     assert [name for part in parts for name in part["ids"]] == batch["ids"]
     assert max(len(part["ids"]) for part in parts) <= size
@@ -88,12 +82,11 @@ def test_microbatches_hold_the_batch(captions, size):
     assert sum(map(num_samples, parts)) == 6
 
 
-def test_loss_tokens_are_counted_as_the_model_takes_them(captions):
-    batch = batch_of(captions, [0])
-    answer = (captions[0]["labels"] != IGNORE_INDEX).sum()
+def test_loss_tokens_are_counted_as_the_model_takes_them(batch_of):
+    batch = batch_of([0, 1])
     assert num_tokens(batch) == {
-        "total": len(captions[0]["input_ids"]),
-        "loss_generating": int(answer),
+        "total": sum(map(len, batch["input_ids"])),
+        "loss_generating": sum(int((row != IGNORE_INDEX).sum()) for row in batch["labels"]),
     }
 
 
@@ -101,9 +94,8 @@ def test_mismatched_images_are_those_of_another_sample(captions):
     right, wrong = CaptionsByIndex(captions), CaptionsByIndex(captions, image_shift=1)
     assert len(right) == len(wrong) == captions.num_samples
     for index in (0, 3, len(right) - 1):
-        assert torch.equal(right[index]["input_ids"], wrong[index]["input_ids"])
-        other = right[(index + 1) % len(right)]["pixel_values"]
-        assert torch.equal(wrong[index]["pixel_values"], other)
+        other = right[(index + 1) % len(right)]
+        assert wrong[index] == right[index] | {"image": other["image"]}
 
 
 @pytest.mark.parametrize("turns", [1, 2])

@@ -221,9 +221,9 @@ def test_the_yaml_chooses_the_decoder(tiny_config, decoder):
     config = tiny_config(image_decoder=decoder)
     encoder = assemble_encoder(config, assemble_template(config))
     data = encode(photo(300, 200, 60), "JPEG")
-    sample = encoder({"id": "a", "image": data, "prompt": "<image>", "answer": "b"})
+    batch = encoder([{"id": "a", "image": data, "prompt": "<image>", "answer": "b"}])
     pixels = {name: decode_image(data, 32, decoder=name) for name in ("torchvision", "pil")}
-    assert torch.equal(sample["pixel_values"], pixels[decoder])
+    assert torch.equal(batch["pixel_values"][0], pixels[decoder])
     assert not torch.equal(*pixels.values())
 
 

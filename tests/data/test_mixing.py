@@ -9,14 +9,11 @@ from streaming.base.world import World
 
 from mixtures import SHARES, SIZES, counted, mixed
 from remote_shards import read
-from tiny import byte_tokenizer
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.config.loader import build
-from vlm_composer.data.dataset import SampleEncoder
 from vlm_composer.data.mixing import Part, describe_mix, mix_of
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.data.stream import CorruptShardError
-from vlm_composer.data.template import Template
 
 
 @pytest.fixture
@@ -34,10 +31,7 @@ def section(two_sets):
 
 
 def open_loader(loader):
-    encoder = SampleEncoder(
-        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64), image_size=16
-    )
-    return open_dataset(loader, encoder, batch_size=4, store_timeout=0)
+    return open_dataset(loader, batch_size=4, store_timeout=0)
 
 
 def epoch_of(captions):

@@ -29,10 +29,11 @@ def expected(config):
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id).eval()
     encoder = assemble_encoder(config, template)
-    captions = open_dataset(config.eval_loader, encoder, batch_size=1, store_timeout=0)
+    captions = open_dataset(config.eval_loader, batch_size=1, store_timeout=0)
     lines = []
     for index in (0, 2, 4):
-        record, image = captions.get_item(index), captions[index]["pixel_values"]
+        record = captions[index]
+        image = encoder.image(record)
         (text,) = caption_images(vlm, template, image[None], record["prompt"], max_new_tokens=6)
         lines.append((record["id"], record["answer"], text))
     return lines

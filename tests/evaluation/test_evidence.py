@@ -10,7 +10,6 @@ from composer.utils import reproducibility
 from convert.feature_pass import make_features
 from runs import last, metrics_of, run, start
 from vlm_composer.assembly import assemble_model, assemble_template
-from vlm_composer.data.collate import collate
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.evidence import choose_captions
 from vlm_composer.loaders import assemble_encoder
@@ -31,6 +30,12 @@ def answer_of(sample):
     return sample["labels"][sample["labels"] != IGNORE_INDEX]
 
 
+def sample_of(batch):
+    """The one sample of a batch, as tensors."""
+    texts = {key: torch.from_numpy(batch[key][0]) for key in ("input_ids", "labels")}
+    return texts | {"pixel_values": batch["pixel_values"][0]}
+
+
 def with_answer(sample, answer):
     """The sample with another's answer."""
     prompt = sample["input_ids"][: len(sample["input_ids"]) - len(answer_of(sample))]
@@ -47,17 +52,16 @@ def expected(config):
     vlm = assemble_model(config, "cpu", template.image_token_id)
     model = ComposerVLM(vlm)
     encoder = assemble_encoder(config, template)
-    captions = open_dataset(
-        config.eval_loader, encoder, batch_size=1, store_timeout=config.store_timeout
-    )
+    captions = open_dataset(config.eval_loader, batch_size=1, store_timeout=config.store_timeout)
     wanted = config.callbacks.evidence
     total, count = captions.num_samples, min(wanted.num_samples, captions.num_samples)
-    samples = [captions[i * total // count] for i in range(count)]
+    samples = [sample_of(encoder([captions[i * total // count]])) for i in range(count)]
     grey = torch.full_like(samples[0]["pixel_values"], 128)  # of a mean of 0.5
 
     @torch.no_grad()
     def loss(sample, pixels):
-        logits, targets = model.eval_forward(collate([sample | {"pixel_values": pixels}]))
+        batch = {key: [sample[key].numpy()] for key in ("input_ids", "labels")}
+        logits, targets = model.eval_forward(batch | {"ids": ["x"], "pixel_values": pixels[None]})
         return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
 
     tokens = sum(len(answer_of(sample)) for sample in samples)

@@ -118,7 +118,7 @@ def test_shared_memory_for_the_batches_of_workers(tiny_config, tiny_disk, shards
     monkeypatch.setattr(disk, "SHARED_MEMORY", tiny_disk)  # 65.5 kB; a batch is 24.6 kB
     (found,) = check_shared_memory(tiny_config(train_loader=loader), {})
     assert found.level == "warning"
-    assert "workers prepare 98.3 kB ahead (4 batches of 24.6 kB)" in found.text
+    assert "workers hold 147.5 kB (6 batches of 24.6 kB)" in found.text
     assert "--shm-size" in found.advice
     (found,) = check_shared_memory(tiny_config(train_loader=loader, global_train_batch_size=32), {})
     assert found.level == "failure"

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from runs import last, metrics_of, run
-from vlm_composer.data.collate import num_tokens
+from vlm_composer.data.batches import num_tokens
 from vlm_composer.training.metrics_file import read_metrics
 
 

@@ -1,5 +1,6 @@
 """The gradient does not depend on how a batch is cut, nor over how many ranks."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,25 +10,17 @@ from composer.utils import dist, reproducibility
 from mixtures import mixed
 from runs import last, run
 from vlm_composer.assembly import assemble_model, assemble_template
-from vlm_composer.data.collate import collate, num_tokens
+from vlm_composer.data.batches import num_tokens
 from vlm_composer.models.composer_model import ComposerVLM
 
 
 def merged(batches):
     """One batch of all the samples of several."""
-    samples = []
-    for batch in batches:
-        for row in range(len(batch["ids"])):
-            samples.append(
-                {
-                    "id": batch["ids"][row],
-                    "pixel_values": batch["pixel_values"][row],
-                    "input_ids": torch.from_numpy(batch["input_ids"][row]),
-                    "labels": torch.from_numpy(batch["labels"][row]),
-                    "num_cut": 0,
-                }
-            )
-    return collate(samples)
+    joined = {
+        key: list(itertools.chain(*(batch[key] for batch in batches)))
+        for key in ("ids", "input_ids", "labels", "num_cut")
+    }
+    return joined | {"pixel_values": torch.cat([batch["pixel_values"] for batch in batches])}
 
 
 def expected_gradients(config, batches):
@@ -138,14 +131,12 @@ def expected_metrics(config, mismatched=False):
     reproducibility.seed_all(config.seed)
     vlm = assemble_model(config, "cpu", template.image_token_id)
     encoder = assemble_encoder(config, template)
-    captions = open_dataset(config.eval_loader, encoder, batch_size=1, store_timeout=0)
-    samples = [captions[i] for i in range(captions.num_samples)]
-    images = [s["pixel_values"] for s in samples]
-    shift = len(samples) // 2 if mismatched else 0
-    for index, sample in enumerate(samples):
-        sample["pixel_values"] = images[(index + shift) % len(samples)]
+    captions = open_dataset(config.eval_loader, batch_size=1, store_timeout=0)
+    batch = encoder([captions[i] for i in range(captions.num_samples)])
+    shift = captions.num_samples // 2 if mismatched else 0
+    batch["pixel_values"] = batch["pixel_values"].roll(-shift, 0)
     with torch.no_grad():
-        logits, targets = ComposerVLM(vlm).eval_forward(collate(samples))
+        logits, targets = ComposerVLM(vlm).eval_forward(batch)
     loss = torch.nn.functional.cross_entropy(logits, targets).item()
     return loss, (logits.argmax(-1) == targets).float().mean().item()
 

@@ -10,7 +10,6 @@ from runs import last, run
 from tiny import save_tower, tiny_siglip, write_pairs
 from vlm_composer import train
 from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
-from vlm_composer.data.collate import collate
 from vlm_composer.data.features import Features
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
@@ -100,15 +99,16 @@ def test_loss_and_gradients_of_a_step(tiny_config, tower, dtype, tolerance):
     reproducibility.seed_all(3)
     vlm = assemble_model(config, "cpu", template.image_token_id)
     encoder = assemble_encoder(config, template)
-    captions = open_dataset(config.train_loader, encoder, batch_size=4, store_timeout=0)
-    batch = collate([captions[index] for index in range(4)])
+    captions = open_dataset(config.train_loader, batch_size=4, store_timeout=0)
+    batch = encoder([captions[index] for index in range(4)])
     model = ComposerVLM(vlm)
     loss, gradients = gradients_of(model, batch)
 
     settings = vision_settings(config)
     features = Features({}, settings, dtype, num_patches=16, hidden_size=48, shuffle_units=[40])
     stored = features.encode(vlm.vision_tower(batch.pop("pixel_values")))
-    batch["patches"] = torch.stack([features.decode(row) for row in stored])
+    records = [{"id": "x", "patches": row} for row in stored]
+    batch |= encoder.reading(features).images(records)
     found_loss, found = gradients_of(model, batch)
     if tolerance == 0:
         assert torch.equal(found_loss, loss)

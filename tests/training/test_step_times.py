@@ -130,8 +130,8 @@ class InBackward(torch.autograd.Function):
 
 
 def slow_data(trainer, vlm, work):
-    captions = trainer.state.train_dataloader.dataset
-    captions.encoder = work.before(captions.encoder)
+    encoder = trainer.state.train_dataloader.collate_fn
+    encoder.images = work.before(encoder.images)
 
 
 def slow_vision(trainer, vlm, work):

@@ -1,4 +1,4 @@
-"""Samples in any order, for evaluation."""
+"""Records in any order, for evaluation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from vlm_composer.data.dataset import SampleEncoder, StreamingCaptions
+from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.features import Features
-from vlm_composer.data.schema import IMAGE_KEYS
-from vlm_composer.data.template import Template
+from vlm_composer.data.schema import IMAGE_COLUMNS
 
 
 class CaptionsByIndex(Dataset[dict[str, Any]]):
@@ -42,18 +41,12 @@ class CaptionsByIndex(Dataset[dict[str, Any]]):
         """Those of the samples."""
         return self.captions.features
 
-    @property
-    def template(self) -> Template:
-        """What made token ids of the samples."""
-        assert isinstance(self.captions.encoder, SampleEncoder)
-        return self.captions.encoder.template
-
     def __len__(self) -> int:
         return self.captions.num_samples
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.captions[index]
+        record: dict[str, Any] = self.captions[index]
         if self.image_shift:
             other = self.captions[(index + self.image_shift) % len(self)]
-            sample |= {key: other[key] for key in IMAGE_KEYS if key in other}
-        return sample
+            record |= {key: other[key] for key in IMAGE_COLUMNS if key in other}
+        return record

@@ -1,10 +1,9 @@
-"""Samples out of MDS shards, as the model reads them."""
+"""Records out of MDS shards."""
 
 from __future__ import annotations
 
-import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from time import sleep
@@ -12,100 +11,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
-from vlm_composer.config.data import ImageDecoder
 from vlm_composer.data.cache_room import disk_needs
 from vlm_composer.data.features import FEATURES_FILE, Features, check_alike
-from vlm_composer.data.images import decode_image
 from vlm_composer.data.mixing import Mix, Part
 from vlm_composer.data.stream import CheckedStream
-from vlm_composer.data.template import Template
 from vlm_composer.outages import StoreError
-
-Encoder = Callable[[dict[str, Any]], dict[str, Any]]
-"""Turns a record into what a batch is made of."""
-
-
-class SampleEncoder:
-    """Turns one MDS record into tensors.
-
-    Args:
-        template: Makes ids and labels of prompt and answer.
-        image_size: Side S of the vision tower's images in pixels.
-        resample: PIL's filter for scaling to it.
-        image_decoder: Who decodes and scales, see `decode_image`.
-    """
-
-    def __init__(
-        self,
-        template: Template,
-        *,
-        image_size: int,
-        resample: int = Image.Resampling.BICUBIC,
-        image_decoder: ImageDecoder = "torchvision",
-    ) -> None:
-        self.template = template
-        self.image_size = image_size
-        self.resample = resample
-        self.image_decoder = image_decoder
-        self.features: Features | None = None
-
-    def reading(self, features: Features | None) -> SampleEncoder:
-        """Return one like this for records that hold patches in place of images."""
-        encoder = copy.copy(self)
-        encoder.features = features
-        return encoder
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        r"""Encode a record.
-
-        Args:
-            record: As in `vlm_composer.data.schema`, for example
-                `{"id": "7", "image": b"\x89PNG…", "prompt": "<image>\nWhat?", "answer": "A cat."}`.
-
-        Returns:
-            `{"id": "7", "pixel_values": uint8 (3, S, S), "input_ids": (T,), "labels": (T,),
-            "num_cut": 0}`. A record with `patches` gives `patches` (N, V) in place of the pixels.
-
-        Raises:
-            ValueError: The record cannot be encoded; the message names it.
-        """
-        try:
-            text = self.template.encode(record["prompt"], record["answer"])
-            image = self._image(record)
-        except ValueError as error:
-            raise ValueError(f"sample {record['id']}: {error}") from error
-        return {
-            "id": record["id"],
-            **image,
-            "input_ids": torch.tensor(text.input_ids),
-            "labels": torch.tensor(text.labels),
-            "num_cut": text.num_cut,
-        }
-
-    def _image(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if self.features is not None:
-            return {"patches": self.features.decode(record["patches"])}
-        pixels = decode_image(record["image"], self.image_size, self.resample, self.image_decoder)
-        return {"pixel_values": pixels}
 
 
 class StreamingCaptions(StreamingDataset):
-    """A StreamingDataset of encoded samples that fails loudly.
+    """A StreamingDataset of records that fails loudly.
 
     When a shard cannot be read, streaming 0.13 logs the error of its background thread, ends the
     epoch as if it were complete, and leaves other workers waiting for the shard for ever.
 
     Args:
-        encoder: Turns a record into tensors.
         streams: Where the shards are, and how much of them an epoch takes.
         streaming: Keyword arguments of `streaming.StreamingDataset`.
 
@@ -113,11 +39,8 @@ class StreamingCaptions(StreamingDataset):
         FeaturesError: Some hold images and others features, or features of another kind.
     """
 
-    def __init__(
-        self, encoder: Encoder, streams: Sequence[CheckedStream], **streaming: Any
-    ) -> None:
+    def __init__(self, streams: Sequence[CheckedStream], **streaming: Any) -> None:
         super().__init__(streams=streams, **streaming)
-        self.encoder = encoder
         self._failure: BaseException | None = None
         self.features = self._read_features()
         """What the patches of each stream are, by its name; empty where the records hold images."""
@@ -207,10 +130,6 @@ class StreamingCaptions(StreamingDataset):
         )
         return StreamingDataset.resample_streams(as_images, epoch, stream_id)
 
-    def __getitem__(self, at: Any) -> Any:
-        """Return the encoded sample `at`."""
-        return self.encoder(super().__getitem__(at))
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Iterate over this worker's part of an epoch.
 
@@ -259,18 +178,21 @@ class StreamingCaptions(StreamingDataset):
         """Count the samples whose shards are there.
 
         streaming's own waits for ever for a shard that another worker could not fetch, or that was
-        evicted before it looked. This one fetches it, which fails here as well.
+        evicted before it looked. This one fetches it, which fails here as well. And without a
+        `cache_limit` it counts on, however far, as long as shards are there: once all are, it ends,
+        and the thread that fetches with it, where both would look every 7 ms.
         """
         assert self.predownload is not None  # streaming chose one
         try:
             while it.ready_index < it.total and not (it.should_exit() or self._event.is_set()):
                 sample_id = it.sample_ids[it.ready_index]
-                if it.ready_index - it.yield_index > self.predownload:
-                    sleep(TICK)
-                elif sample_id == -1 or self._is_local(shard := self.spanner[sample_id][0]):
+                is_far = it.ready_index - it.yield_index > self.predownload
+                is_there = sample_id == -1 or self._is_local(shard := self.spanner[sample_id][0])
+                if is_there and (self.cache_limit is None or not is_far):
                     it.ready_index += 1
                 elif (
-                    it.prepare_index > it.ready_index  # the other thread is past it
+                    not is_far
+                    and it.prepare_index > it.ready_index  # the other thread is past it
                     and self._shard_states[shard] == _ShardState.REMOTE
                 ):
                     self.prepare_shard(shard, False)

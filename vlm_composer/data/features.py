@@ -108,9 +108,14 @@ class Features:
         return {"dtype": self.dtype, "patches": patches, "vision_tower": tower}
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the patches."""
+        return _TORCH[self.dtype]
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of a sample's patches."""
-        return self.num_patches * self.hidden_size * _TORCH[self.dtype].itemsize
+        return self.num_patches * self.hidden_size * self.torch_dtype.itemsize
 
     @property
     def columns(self) -> dict[str, str]:
@@ -125,7 +130,7 @@ class Features:
         Raises:
             FeaturesError: A value is too large for the dtype, or not finite at all.
         """
-        rounded = patches.to(_TORCH[self.dtype]).cpu()
+        rounded = patches.to(self.torch_dtype).cpu()
         if not rounded.isfinite().all():
             raise FeaturesError(
                 f"patches of up to {patches.abs().max().item():.3g} are not finite in "
@@ -135,12 +140,10 @@ class Features:
             rounded = rounded.view(torch.int16)
         return rounded.numpy().view(_STORED[self.dtype])
 
-    def decode(self, stored: NDArray[Any]) -> Tensor:
-        """Give the patches (N, V) that a shard stores, in the dtype."""
-        values = stored.copy()  # what streaming gives may not be written to, which torch warns of
-        if self.dtype == "bf16":
-            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(values)
+    def decode(self, stored: NDArray[Any], patches: Tensor) -> None:
+        """Write what a shard stores of an image to `patches` (N, V), of the dtype."""
+        # By numpy: torch warns of an array that may not be written to, as streaming gives them.
+        np.copyto(patches.view(torch.uint8).numpy(), stored.view(np.uint8))
 
     def check_samples(self, samples: int, place: object) -> None:
         """Raise FeaturesError unless the shards hold as many samples as these tell of."""

@@ -16,8 +16,12 @@ from vlm_composer.data.pictures import orientation, scale_to_square, to_rgb, to_
 
 log = logging.getLogger(__name__)
 
-TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-"""PIL's filters that torch has too, with torch's names."""
+TORCH_FILTERS = {
+    Image.Resampling.BILINEAR: torch.ops.aten._upsample_bilinear2d_aa.out,
+    Image.Resampling.BICUBIC: torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+"""PIL's filters that torch has too: what `interpolate(…, antialias=True)` calls, for it takes no
+`out`."""
 
 
 def decode_image(
@@ -25,6 +29,7 @@ def decode_image(
     size: int,
     resample: int = Image.Resampling.BICUBIC,
     decoder: ImageDecoder = "torchvision",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Decode an image and scale it to a square.
 
@@ -45,25 +50,29 @@ def decode_image(
         size: Side S in pixels.
         resample: PIL's filter.
         decoder: Who decodes and scales.
+        out: Contiguous uint8 (3, S, S) to write to, an image's place in a batch.
 
     Returns:
-        uint8 RGB (3, S, S).
+        uint8 RGB (3, S, S): `out`, where it is given.
 
     Raises:
         ValueError: The bytes are not an image that PIL can read.
     """
-    mode = TORCH_FILTERS.get(Image.Resampling(resample)) if decoder == "torchvision" else None
+    scale = TORCH_FILTERS.get(Image.Resampling(resample)) if decoder == "torchvision" else None
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
-            if mode is None:
-                return scale_to_square(image, size, resample)
+            if scale is None:
+                scaled = scale_to_square(image, size, resample)
+                return scaled if out is None else out.copy_(scaled)
             pixels = _decode_jpeg(data) if _is_torchvisions(image) else None
             if pixels is None:
                 pixels = to_tensor(to_rgb(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{len(data)} bytes that are not a readable image: {error}") from error
-    scaled = torch.nn.functional.interpolate(pixels[None], (size, size), mode=mode, antialias=True)
-    return scaled[0].contiguous()
+    if out is None:
+        out = torch.empty(3, size, size, dtype=torch.uint8)
+    scale(pixels[None], (size, size), False, None, None, out=out[None])
+    return out
 
 
 def _is_torchvisions(image: Image.Image) -> bool:

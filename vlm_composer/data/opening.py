@@ -7,19 +7,18 @@ from pathlib import Path
 from composer.utils import dist
 
 from vlm_composer.config.data import LoaderConfig
-from vlm_composer.data.dataset import Encoder, StreamingCaptions
+from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.ranks import run_on
 
 
 def open_dataset(
-    loader: LoaderConfig, encoder: Encoder, *, batch_size: int, store_timeout: float
+    loader: LoaderConfig, *, batch_size: int, store_timeout: float
 ) -> StreamingCaptions:
     """Open the shards that a loader's section of the yaml names.
 
     Args:
         loader: The section.
-        encoder: Turns a record into what a batch is made of.
         batch_size: Samples a batch on one rank.
         store_timeout: Seconds that the store may be away.
 
@@ -53,7 +52,6 @@ def open_dataset(
         for name, source in loader.sources.items()
     ]
     captions = StreamingCaptions(
-        encoder,
         streams,
         batch_size=batch_size,
         epoch_size=dataset.epoch_size,

@@ -11,10 +11,9 @@ IMAGE_PLACEHOLDER = "<image>"
 MDS_COLUMNS = {"id": "str", "image": "bytes", "prompt": "str", "answer": "str"}
 """Column name → MDS encoding, one column for each field of :class:`Record`."""
 
-
-IMAGE_KEYS = ("pixel_values", "patches")
-"""Under which of these a sample and a batch hold the image: its pixels, or what the frozen vision
-tower made of them (see `features`)."""
+IMAGE_COLUMNS = ("image", "patches")
+"""Under which of these a record holds its image: as it was published, or what the frozen vision
+tower made of it (see `features`)."""
 
 
 class Record(TypedDict):

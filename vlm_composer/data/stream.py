@@ -19,6 +19,7 @@ from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
+from vlm_composer.data.record_reader import RecordReader
 from vlm_composer.local_files import move_durably, partial_path
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.ranks import run_on
@@ -76,7 +77,7 @@ class CheckedStream(Stream):
                 world.is_local_leader,
                 lambda: self._fetch("index.json", index_fault, "the index"),
             )
-        return super().get_shards(world, allow_unsafe_types)
+        return [RecordReader.of(shard) for shard in super().get_shards(world, allow_unsafe_types)]
 
     def fetch_beside(self, basename: str) -> Path:
         """Return the path of a JSON file beside the index; all ranks must call this.

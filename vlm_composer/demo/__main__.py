@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from convert import ConversionError, convert_llava
@@ -108,7 +107,7 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
     (held_out,) = config.eval_loader.sources.values()
     records = _records(held_out.local)
     chosen = records[:: max(len(records) // NUM_CAPTIONS, 1)][:NUM_CAPTIONS]
-    pixels = torch.stack([encoder(record)["pixel_values"] for record in chosen])
+    pixels = encoder.images(chosen)["pixel_values"]
     texts = caption_images(model.eval(), template, pixels, PROMPT, max_new_tokens=16)
     return [
         Caption(to_rgb(Image.open(io.BytesIO(record["image"]))), record["answer"], text)

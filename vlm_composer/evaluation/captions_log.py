@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_composer.data.by_index import CaptionsByIndex
+from vlm_composer.data.encoder import BatchEncoder
 from vlm_composer.data.pictures import to_rgb
-from vlm_composer.data.schema import IMAGE_KEYS
 from vlm_composer.evaluation.at_evaluation import AtEvaluation, evenly_chosen, my_share
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.models.composer_model import ComposerVLM
@@ -60,6 +60,7 @@ class CaptionLog(AtEvaluation):
 
     Args:
         data: The evaluation set.
+        encoder: What makes batches of it.
         folder: Where the files go.
         batch_size: Images a rank captions at a time.
         num_images: Images to caption; all where there are fewer.
@@ -69,6 +70,7 @@ class CaptionLog(AtEvaluation):
     def __init__(
         self,
         data: CaptionsByIndex,
+        encoder: BatchEncoder,
         folder: str | Path,
         *,
         batch_size: int,
@@ -76,6 +78,7 @@ class CaptionLog(AtEvaluation):
         max_new_tokens: int = 32,
     ) -> None:
         self._data = data
+        self._encoder = encoder
         self._folder = Path(folder)
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
@@ -97,11 +100,9 @@ class CaptionLog(AtEvaluation):
     def _read(self) -> list[HeldOut]:
         samples = []
         for index in self._indices:
-            record = self._data.captions.get_item(index)
-            encoded = self._data[index]
-            image = next(encoded[key] for key in IMAGE_KEYS if key in encoded)
+            record = self._data[index]
             text = (record["id"], record["prompt"], record["answer"])
-            samples.append(HeldOut(*text, image, record.get("image")))
+            samples.append(HeldOut(*text, self._encoder.image(record), record.get("image")))
         return samples
 
     def _captions(self, state: State, model: ComposerVLM) -> list[str]:
@@ -114,7 +115,7 @@ class CaptionLog(AtEvaluation):
             images = state.device.tensor_to_device(torch.stack([s.image for s in samples]))
             texts = caption_images(
                 model.model,
-                self._data.template,
+                self._encoder.template,
                 images,
                 [s.prompt for s in samples],
                 max_new_tokens=self._max_new_tokens,

@@ -20,7 +20,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from vlm_composer.data.by_index import CaptionsByIndex
-from vlm_composer.data.schema import IMAGE_KEYS
+from vlm_composer.data.encoder import BatchEncoder
 from vlm_composer.evaluation.at_evaluation import AtEvaluation, evenly_chosen, my_share
 from vlm_composer.evaluation.connector_output import describe, mean_embedding_norm
 from vlm_composer.models.composer_model import ComposerVLM
@@ -73,6 +73,7 @@ class Evidence(AtEvaluation):
 
     Args:
         data: The evaluation set.
+        encoder: What makes batches of it.
         batch_size: Samples a forward pass sees on one rank.
         num_samples: Of the subset; all where there are fewer.
         num_choices: Captions to choose from.
@@ -84,6 +85,7 @@ class Evidence(AtEvaluation):
     def __init__(
         self,
         data: CaptionsByIndex,
+        encoder: BatchEncoder,
         *,
         batch_size: int,
         num_samples: int = 64,
@@ -95,6 +97,7 @@ class Evidence(AtEvaluation):
                 "one's image to compare with; set callbacks.evidence: null"
             )
         self._data = data
+        self._encoder = encoder
         self._batch_size = batch_size
         self._num_choices = num_choices
         self._indices = evenly_chosen(num_samples, len(data))
@@ -136,11 +139,13 @@ class Evidence(AtEvaluation):
         mine = [place for place, _ in self._share]
         texts, images = [], {}
         for place, index in enumerate(self._indices):
-            sample = self._data[index]
-            start = int((sample["labels"] != IGNORE_INDEX).nonzero()[0])
-            texts.append(Text(sample["input_ids"][:start], sample["input_ids"][start:]))
+            record = self._data[index]
+            (text,) = self._encoder.texts([record])
+            start = text.labels.count(IGNORE_INDEX)  # all of the prompt, none of the answer
+            input_ids = torch.tensor(text.input_ids)
+            texts.append(Text(input_ids[:start], input_ids[start:]))
             if place in mine:
-                images[place] = next(sample[key] for key in IMAGE_KEYS if key in sample)
+                images[place] = self._encoder.image(record)
         return texts, [images[place] for place in mine]
 
     def _own_image_tokens(self, state: State, model: ComposerVLM) -> Tensor:

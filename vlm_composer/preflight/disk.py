@@ -70,11 +70,14 @@ def check_shared_memory(config: TrainConfig, sides: Mapping[str, Side]) -> Findi
         features = [one.features.sample_bytes for one in train.values() if one.features]
         sample = max(features, default=3 * vision_settings(config).image_size ** 2)
         batch = config.global_train_batch_size // dist.get_world_size() * sample
-        ahead = dist.get_local_world_size() * loader.num_workers * loader.prefetch_factor
+        # What a worker prepares ahead, and the one of its batches that is in use: its memory for
+        # them stays (see `data.batch_memory`).
+        of_a_worker = loader.prefetch_factor + 1
+        held = dist.get_local_world_size() * loader.num_workers * of_a_worker
         free = shutil.disk_usage(SHARED_MEMORY).free
         text = (
-            f"{SHARED_MEMORY} has {readable(free)} free; workers prepare {readable(ahead * batch)} "
-            f"ahead ({counted(ahead, 'batch')} of {readable(batch)})"
+            f"{SHARED_MEMORY} has {readable(free)} free; workers hold {readable(held * batch)} "
+            f"({counted(held, 'batch')} of {readable(batch)})"
         )
         advice = (
             "give the container more (docker run --shm-size), or set train_loader.num_workers or "
@@ -82,7 +85,7 @@ def check_shared_memory(config: TrainConfig, sides: Mapping[str, Side]) -> Findi
         )
         if free < batch:
             found.fail(text, advice)
-        elif free < ahead * batch:
+        elif free < held * batch:
             found.warn(text, advice)
         else:
             found.ok(text)

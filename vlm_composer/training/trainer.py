@@ -22,6 +22,7 @@ from vlm_composer.config.reports import SpeedMonitorConfig
 from vlm_composer.config.run import FSDPConfig
 from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.dataset import StreamingCaptions
+from vlm_composer.data.encoder import BatchEncoder
 from vlm_composer.evaluation.captions_log import CaptionLog
 from vlm_composer.evaluation.evidence import Evidence
 from vlm_composer.models.composer_model import ComposerVLM
@@ -145,13 +146,16 @@ def build_evidence(config: TrainConfig, evaluators: list[Evaluator]) -> list[Cal
         return callbacks
     loader: Any = evaluators[0].dataloader
     data: CaptionsByIndex = loader.dataloader.dataset
+    encoder: BatchEncoder = loader.dataloader.collate_fn
     batch_size = evaluators[0].device_eval_microbatch_size
     assert isinstance(batch_size, int)
     if wanted.evidence is not None:
-        callbacks.append(Evidence(data, batch_size=batch_size, **asdict(wanted.evidence)))
+        callbacks.append(Evidence(data, encoder, batch_size=batch_size, **asdict(wanted.evidence)))
     if wanted.captions is not None:
         folder = config.folder("{run_folder}/captions")
-        callbacks.append(CaptionLog(data, folder, batch_size=batch_size, **asdict(wanted.captions)))
+        callbacks.append(
+            CaptionLog(data, encoder, folder, batch_size=batch_size, **asdict(wanted.captions))
+        )
     return callbacks
 
 
