@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from convert.errors import ConversionError
 from convert.staging import Lock, Scratch, lock_destination
@@ -152,16 +153,24 @@ class Destination(ABC):
 
 
 class Folder(Destination):
-    """A local folder, made where it is missing. Its staging lies in it, so that files are moved."""
+    """A local folder, made where it is missing. Its staging lies in it, so that files are moved.
+
+    Each run has a staging of its own: workers of one that was killed end by themselves, but perhaps
+    only after the next has begun.
+    """
 
     def __init__(self, out: str) -> None:
         # Absolute, so that it is the same for a process in another working folder.
         self.folder = Path(out).absolute()
-        super().__init__(out, self.folder / JOURNAL / "staging")
+        super().__init__(out, self._all_staging / uuid4().hex)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.folder = self.staging.parents[1]
+        self.folder = self.staging.parents[2]
+
+    @property
+    def _all_staging(self) -> Path:
+        return self.folder / JOURNAL / "staging"
 
     def stage(self, name: str) -> Path:
         if not (self.folder / JOURNAL / "lock").exists():  # which `lock` has made
@@ -176,7 +185,7 @@ class Folder(Destination):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / JOURNAL).mkdir(exist_ok=True)
         self._lock = lock_destination(self.folder / JOURNAL / "lock", self.out)
-        shutil.rmtree(self.staging, ignore_errors=True)  # of a killed run
+        shutil.rmtree(self._all_staging, ignore_errors=True)  # of a killed run
 
     @property
     def store(self) -> Store:
@@ -205,7 +214,7 @@ class Folder(Destination):
         super().close()
         if self._lock is None:
             return  # what is here is another's
-        shutil.rmtree(self.staging, ignore_errors=True)
+        shutil.rmtree(self._all_staging, ignore_errors=True)
         self._lock.release()
         with suppress(OSError):  # a journal is kept
             (self.folder / JOURNAL).rmdir()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from convert import ConversionError
+from convert.destination import Folder
 from vlm_composer.storage import S3Store
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
@@ -129,6 +131,29 @@ def test_files_beside_the_data_set_stay(pairs: Any) -> None:
     (pairs.out / "README").write_text("mine")
     pairs.convert()
     assert (pairs.out / "README").read_text() == "mine"
+
+
+def test_a_worker_that_outlives_its_killed_run_disturbs_nobody(tmp_path: Path) -> None:
+    name, whole = "train/shard.mds", b"all of the shard"
+    killed, next_run = Folder(os.fspath(tmp_path)), Folder(os.fspath(tmp_path))
+    killed.lock()
+    worker = pickle.loads(pickle.dumps(killed))  # as a worker gets it
+    assert killed._lock is not None
+    killed._lock.release()  # by the kernel, as its process is gone
+    next_run.lock()
+    staged = next_run.stage(name)
+    with staged.open("wb") as file:
+        file.write(whole[:3])
+        late = worker.stage(name)
+        late.write_bytes(whole)
+        worker.publish(late, name).result()
+        assert (tmp_path / name).read_bytes() == whole
+        file.write(whole[3:])
+    next_run.publish(staged, name).result()
+    assert (tmp_path / name).read_bytes() == whole
+    worker.stage(name).write_bytes(whole)
+    next_run.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
 def test_a_folder_with_a_colon_in_its_name(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
