@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -188,7 +189,16 @@ class _Worker:
         self._process = context.Process(
             target=_work, args=(theirs, function, dict(os.environ)), daemon=True
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except OSError as error:
+            if "AF_UNIX path too long" not in str(error):
+                raise
+            raise ConversionError(
+                f"the folder for temporary files, {tempfile.gettempdir()}, has too long a path for "
+                "the socket that workers are started through: set TMPDIR to a shorter one, or give "
+                "--workers 1"
+            ) from error
         theirs.close()  # or its end would not be seen here
 
     def take(self, task: tuple[int, Any] | None) -> None:

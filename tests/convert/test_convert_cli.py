@@ -1,6 +1,7 @@
 """The command line, as its user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,25 @@ def test_a_conversion(pairs: Any) -> None:
     assert "Traceback" not in done.stderr
     assert json.loads((pairs.out / "summary.json").read_text())["train"] == 18
     assert len(pairs.ids("train")) == 18
+
+
+def test_a_folder_for_sockets_with_too_long_a_path(pairs: Any, tmp_path: Path) -> None:
+    pairs.add(1100)  # two partitions, which take two workers
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    command = [sys.executable, "-m", "convert", "--json", str(pairs.write_json())]
+    command += ["--images", str(pairs.images), "--out", str(pairs.out)]
+    for workers, status in (("2", 1), ("1", 0)):
+        done = subprocess.run(
+            [*command, "--workers", workers],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "TMPDIR": str(long)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+        assert ("set TMPDIR to a shorter one" in done.stderr) == bool(status)
+        assert "Traceback" not in done.stderr
 
 
 def test_a_conversion_goes_without_torch(pairs: Any) -> None:

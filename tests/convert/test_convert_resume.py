@@ -3,6 +3,8 @@
 import copy
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +62,12 @@ def undisturbed(source: Any) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs keep what is on its way."""
-    folder = tmp_path / "staging"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
+def staging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where runs keep what is on its way. Its path is short, for it holds workers' sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
 
 
 def left(staging: Path) -> list[Path]:
