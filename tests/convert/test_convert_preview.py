@@ -55,7 +55,8 @@ def test_the_mask_is_that_of_the_data_set(
     made = assemble_template(config)
     encoder, view = assemble_encoder(config, made), TokenView(made, config.add_bos)
     for sample in pairs.read("train"):
-        encoded, tokens = encoder(sample), view.tokens(sample)
+        batch, tokens = encoder([sample]), view.tokens(sample)
+        encoded = {key: values[0] for key, values in batch.items()}
         kept = [token for token in tokens if token.role != "cut"]
         assert [token.id for token in kept] == encoded["input_ids"].tolist()
         assert [token.id if token.role == "loss" else IGNORE_INDEX for token in kept] == encoded[
