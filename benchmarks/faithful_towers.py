@@ -27,9 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' byte tokenizer
 from convert import convert_llava  # noqa: E402
 from tiny import save_tower  # noqa: E402
 from vlm_composer.config import TrainConfig  # noqa: E402
+from vlm_composer.config.model import Dtype  # noqa: E402
 from vlm_composer.models.connector import Connector  # noqa: E402
 from vlm_composer.models.projector import MLPProjector  # noqa: E402
 from vlm_composer.models.resampler import PerceiverResampler  # noqa: E402
+from vlm_composer.training.hardware import has_native_bf16  # noqa: E402
+
+DTYPE: Dtype = "bf16" if has_native_bf16("cpu") else "fp32"
+"""What trainings are timed in: bf16, as stage 1, or fp32 where the machine has no bf16."""
+TORCH_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[DTYPE]
 
 LEARNING_RATE, MAX_GRAD_NORM = 1e-3, 1.0
 MAX_SEQ_LEN = 256
@@ -210,7 +216,7 @@ def training_yaml(
     out: Path,
     microbatch_size: int,
     *,
-    fp32: bool = False,
+    dtype: Dtype = DTYPE,
     **changes: Any,
 ) -> Path:
     """Write the yaml of a run as a user would, one micro-batch a step.
@@ -221,13 +227,12 @@ def training_yaml(
         data: Folder of `write_pairs`.
         out: The file; the run's own folder is beside it.
         microbatch_size: Samples of a step.
-        fp32: Upcast the towers and compute in fp32, for reference.
+        dtype: Of the towers' weights and of the arithmetic.
         changes: Keys to replace.
 
     Returns:
         `out`.
     """
-    dtype = "fp32" if fp32 else "bf16"
     settings = {
         "run_name": "throughput",
         "run_folder": str(out.with_suffix("")),
@@ -238,7 +243,7 @@ def training_yaml(
             "layer": shape.vision_num_hidden_layers,
         },
         "language_model": {"name": str(towers / "qwen3"), "dtype": dtype},
-        "precision": "fp32" if fp32 else "amp_bf16",
+        "precision": "fp32" if dtype == "fp32" else "amp_bf16",
         "cache_prompts": True,  # as the recipes have it for LLaVA-Pretrain
         "connector": {
             "resampler": {

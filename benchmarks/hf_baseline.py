@@ -1,6 +1,7 @@
 """The trainer that a user would pick instead: transformers' Trainer and Llava, on the same pairs.
 
-Frozen towers in bf16, the connector in fp32 under autocast, padded rows with an attention mask.
+Frozen towers in bf16, the connector in fp32 under autocast, padded rows with an attention mask; all
+in fp32 where the machine has no bf16.
 What costs it nothing is taken from our side: the decoder keeps no cache, AdamW is the fused one,
 and images are decoded by our own function, which is faster than Hugging Face's slow processor.
 """
@@ -27,9 +28,11 @@ from transformers import (
 )
 
 from benchmarks.faithful_towers import (
+    DTYPE,
     LEARNING_RATE,
     MAX_GRAD_NORM,
     MAX_SEQ_LEN,
+    TORCH_DTYPE,
     Shape,
     build_connector,
 )
@@ -45,7 +48,7 @@ def build_llava(
     towers: Path,
     image_token_id: int,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = TORCH_DTYPE,
     attn_implementation: str = "sdpa",
 ) -> LlavaForConditionalGeneration:
     """Load the towers of `write_towers` into a Llava with our connector.
@@ -203,7 +206,7 @@ def build_trainer(
         weight_decay=0.0,
         max_grad_norm=MAX_GRAD_NORM,
         optim="adamw_torch_fused",
-        bf16=True,
+        bf16=DTYPE == "bf16",
         use_cpu=True,
         report_to=[],
         save_strategy="no",

@@ -33,10 +33,12 @@ import torch
 from benchmarks.contenders import Contender, train_hf, train_ours
 from benchmarks.equal_gradients import Distances, compare_gradients
 from benchmarks.faithful_towers import (
+    DTYPE,
     FAITHFUL,
     LARGE_VOCABULARY,
     TINY,
     TINY_384,
+    TORCH_DTYPE,
     Shape,
     read_yaml,
     training_yaml,
@@ -92,6 +94,7 @@ class Bench:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "amx": torch.cpu._is_amx_tile_supported(),
+            "dtype": DTYPE,
         }
         tell(f"writing {effort.num_samples} pairs and the towers")
         self.data, self.towers = folder / "data", folder / "towers"
@@ -105,7 +108,7 @@ class Bench:
         contender = self._contender("gradients", compare_gradients, SMALL)
         distances: Distances = contender.result()
         contender.close()
-        self.facts["gradients"] = asdict(distances)
+        self.facts["gradients"] = {k: v for k, v in asdict(distances).items() if v is not None}
         return distances
 
     def speed(self) -> list[Row]:
@@ -151,7 +154,7 @@ class Bench:
                 timed["HF compiled 16"],
                 timed["ours 16"],
             ),
-            Row("of the bf16 GEMM peak, micro-batch 16", 0.5, values=shares["ours 16"]),
+            Row(f"of the {DTYPE} GEMM peak, micro-batch 16", 0.5, values=shares["ours 16"]),
             overhead_row(pairs),
             losses_row(chunks, (SMALL, LARGE)),
         ]
@@ -204,7 +207,7 @@ class Bench:
 
     def _peak_flops(self) -> float:
         return max(
-            measure_peak_flops(torch.bfloat16, size, repeats=3) for size in self.effort.gemm_sizes
+            measure_peak_flops(TORCH_DTYPE, size, repeats=3) for size in self.effort.gemm_sizes
         )
 
     def _useful_flops(self, size: int, chunks: list[Chunk]) -> list[float]:
