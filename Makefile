@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Ranks share this machine's cores: one thread each keeps them from getting in each other's way.
 ON_RANKS = OMP_NUM_THREADS=1 $(BIN)/composer -n $(1) -m pytest -m world_size -p no:cacheprovider -q $(2)
+# Files of tests beside each other, in at most four processes of a thread and 2 GB each.
+BESIDE = --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test test-fast lint format clean
@@ -29,13 +31,13 @@ bench: setup ## check every claim of benchmarks/ (two and a half hours on two co
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/full_size.py
 
-test: setup ## run every test, on one process, on two ranks and on four
-	$(BIN)/python -m pytest
+test: setup ## run every test, on processes of their own, on two ranks and on four
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BESIDE)
 	$(call ON_RANKS,2)
 	$(call ON_RANKS,4,tests/training)
 
 test-fast: setup ## run the tests that take under ten seconds each
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BESIDE) -m 'not slow'
 
 lint: setup ## check style, types and formatting
 	$(BIN)/ruff check .

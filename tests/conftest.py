@@ -33,14 +33,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that are meant for as many ranks as there are."""
+    """Keep the tests that are meant for as many ranks as there are; files with slow ones first, so
+    that none of several processes is left alone with them at the end."""
 
     def wanted(item: pytest.Item) -> bool:
         marker = item.get_closest_marker("world_size")
         return (marker.args[0] if marker else 1) == WORLD_SIZE
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
-    items[:] = [item for item in items if wanted(item)]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items[:] = sorted(filter(wanted, items), key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
