@@ -82,10 +82,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + ROWS_A_CHUNK)
             targets_R1 = targets_A[rows, None]
             logits = nn.functional.linear(hidden_AD[rows], weight, bias).to(total.dtype)
-            log_sum_R1 = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_sum_R1 - logits.gather(1, targets_R1)).sum()
+            # In place, and each exponential once: `logsumexp` would make another such tensor.
+            logits -= logits.amax(dim=1, keepdim=True)
+            at_targets_R1 = logits.gather(1, targets_R1)
+            sums_R1 = logits.exp_().sum(dim=1, keepdim=True)
+            total += (sums_R1.log() - at_targets_R1).sum()
             if gradient_AD is not None:
-                error = logits.sub_(log_sum_R1).exp_()  # the probabilities, less 1 at the target
+                error = logits.div_(sums_R1)  # the probabilities, less 1 at the target
                 error[torch.arange(len(error), device=error.device), targets_R1[:, 0]] -= 1
                 gradient_AD[rows] = error.to(weight.dtype) @ weight
         ctx.gradient_AD = gradient_AD
