@@ -98,15 +98,14 @@ class LocalEngine:
 
     Args:
         workers: How many, at least 1.
-        preload: Modules that take long to import, and that all tasks need.
     """
 
-    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
+    def __init__(self, workers: int) -> None:
         if workers < 1:
             raise ConversionError(f"workers is {workers}: give a whole number of at least 1")
         self._workers = workers
         slow = [name for name in _SLOW if name in sys.modules]
-        self._preload = list(dict.fromkeys([*_PRELOADED, *slow, *preload]))
+        self._preload = [*_PRELOADED, *slow]
 
     def map(
         self,

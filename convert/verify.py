@@ -77,7 +77,7 @@ def verify_data_set(
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    engine = LocalEngine(workers, preload=["streaming"])  # which imports torch
+    engine = LocalEngine(workers)
     written = Written(os.fspath(place))
     with closing(Scratch()) as scratch, closing(_Progress(on_fault, show_progress)) as progress:
         indexed = _read_index_files(written, progress)

@@ -47,16 +47,31 @@ def test_a_folder_for_sockets_with_too_long_a_path(pairs: Any, tmp_path: Path) -
         assert "Traceback" not in done.stderr
 
 
-def test_a_conversion_goes_without_torch(pairs: Any) -> None:
+@pytest.mark.parametrize("command", ["convert", "verify"])
+def test_it_goes_without_torch(pairs: Any, tmp_path: Path, command: str) -> None:
     """It takes seconds to import, in each process that does."""
     pairs.add(5)
+    arguments = ["--json", str(pairs.write_json()), "--images", str(pairs.images)]
+    arguments += ["--out", str(pairs.out)]
+    if command != "convert":
+        pairs.convert()
+        arguments = [command, str(pairs.out)]
     script = (
-        "import sys; from convert import convert_llava\n"
-        f"convert_llava({str(pairs.write_json())!r}, {str(pairs.images)!r}, {str(pairs.out)!r})\n"
+        "import runpy, sys\n"
+        f"sys.argv = ['convert', *{arguments!r}]\n"
+        "try:\n"
+        "    runpy.run_module('convert', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
         "assert not {'torch', 'streaming'} & {*sys.modules}"
     )
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
