@@ -234,7 +234,7 @@ def _entry_fault(entry: Any) -> str | None:
             return "name, bytes or samples are of a wrong type"
         if missing := [name for name in HASHES if not isinstance(raw["hashes"].get(name), str)]:
             return f"{raw['basename']} has no {' and no '.join(missing)}"
-        # Before anything is decoded: an encoding such as pickle would run what it reads.
+        # Before anything is decoded: `decoder` knows texts and bytes alone.
         columns = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
         if (entry["format"], entry["version"], columns) != ("mds", 2, MDS_COLUMNS):
             return f"{raw['basename']} is of {entry['format']} with {columns}"

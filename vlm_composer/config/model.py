@@ -36,7 +36,8 @@ class VisionTowerConfig(TowerConfig):
     """transformers' name of the attention function."""
     fuse_gelu: bool | Literal["auto"] = "auto"
     """Let oneDNN compute a linear layer and its GELU in one, with a copy of the layer's weights.
-    Only on a CPU, where auto does so; not with `parallelism: shard`."""
+    Only on a CPU, where auto does so, for bf16 only with AVX512 or AVX-NE-CONVERT; not with
+    `parallelism: shard`."""
     image_size: int | None = None
     """Side of the square image in pixels; the model's own when empty."""
 
