@@ -1,5 +1,7 @@
 """What the tests' store servers have in common: a process on a free port of an address."""
 
+import errno
+import random
 import socket
 import subprocess
 import threading
@@ -25,7 +27,6 @@ class StoreServer(ABC):
         self._folder = folder
         self._host, self._port = host, _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
-        # A start amid a kill would take the dying process for a running one.
         self._lock = threading.RLock()
         self.url = f"http://{host}:{self._port}"
 
@@ -42,13 +43,14 @@ class StoreServer(ABC):
         """Makes a bucket and returns its URL."""
 
     def start(self) -> None:
-        """Starts the server, if it is not running, and returns when it answers."""
+        """Starts the server, if it does not answer, and returns when it does."""
         with self._lock:
             self._start()
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and _answers(self._host, self._port):
             return
+        self.kill()  # by a signal from elsewhere it may still be dying, which looks alive
         log_path = self._folder / "server.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -70,9 +72,17 @@ class StoreServer(ABC):
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A port that no client's connection is given while the server is down."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # clients have those from 32,768
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 def _answers(host: str, port: int) -> bool:

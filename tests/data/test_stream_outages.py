@@ -4,8 +4,8 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,10 @@ class TestOutage:
     @workers_or_none
     def test_a_server_that_comes_back(self, remote, tmp_path, expected, gets, workers):
         captions = open_captions(tmp_path / "new", remote, streaming={"predownload": 4})
-        revival = threading.Thread(target=self.revive, args=[remote.server])
-        revival.start()
-        assert_same(read(captions, workers), expected)
-        revival.join()
+        with ThreadPoolExecutor(1) as pool:
+            revival = pool.submit(self.revive, remote.server)
+            assert_same(read(captions, workers), expected)
+            revival.result()
         assert self.mark.exists()
 
     @workers_or_none
