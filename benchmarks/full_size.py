@@ -7,8 +7,9 @@ are measured.
 
     python benchmarks/full_size.py [--quick] [--json FILE]
 
-Prints a table and exits 1 where a row falls short. Takes about 21 GiB and nothing beside it: with
-less memory free it says so and stops. `--quick` shows with small towers that everything works.
+Prints a table and exits 1 where a row falls short. Takes about 21 GiB and nothing beside it, and a
+CPU with AVX512-BF16 or AMX: without, it says so and stops. `--quick` shows with small towers that
+everything works.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch  # noqa: E402
 from benchmarks.faithful_towers import write_pairs  # noqa: E402
 from benchmarks.launched_run import LaunchedRun  # noqa: E402
 from tiny import byte_tokenizer  # noqa: E402
-from vlm_composer.training.hardware import measure_peak_flops  # noqa: E402
+from vlm_composer.training.hardware import has_native_bf16, measure_peak_flops  # noqa: E402
 from vlm_composer.training.step_parts import PARTS  # noqa: E402
 
 YAML = ROOT / "yamls" / "stage1_trial.yaml"
@@ -163,6 +164,13 @@ def main() -> int:
     args = parser.parse_args()
     if not args.quick and (free := _free_gib()) < MOST_MEMORY:
         print(f"{free:.1f} GiB are free and {MOST_MEMORY:.0f} are needed", file=sys.stderr)
+        return 1
+    if not args.quick and not has_native_bf16("cpu"):
+        print(
+            "this CPU has neither AVX512-BF16 nor AMX: three steps in bf16 would take many hours, "
+            "and in fp32 the towers alone take 32 GiB; --quick runs anywhere",
+            file=sys.stderr,
+        )
         return 1
     with tempfile.TemporaryDirectory(prefix="full-size-") as folder:
         found = measure(Path(folder), small=args.quick)
