@@ -55,7 +55,9 @@ def check_image(data: bytes) -> tuple[int, int]:
     except Rejected:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Rejected(Reason.BAD_DIMENSIONS, str(error)) from error
+        raise Rejected(
+            Reason.BAD_DIMENSIONS, f"over the limit of {MAX_PIXELS} pixels (Pillow: {error})"
+        ) from error
     except UnidentifiedImageError as error:
         raise Rejected(
             Reason.NOT_AN_IMAGE, f"{len(data)} bytes that start with {data[:8]!r}"

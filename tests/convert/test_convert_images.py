@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from convert.errors import Reason, Rejected
-from convert.images import check_image
+from convert.images import MAX_PIXELS, check_image
 from vlm_composer.data.pictures import to_rgb
 
 pytestmark = [
@@ -95,6 +95,12 @@ def test_rejected(data: bytes, reason: Reason) -> None:
     with pytest.raises(Rejected) as rejected:
         check_image(data)
     assert rejected.value.reason is reason
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 60_000])  # Pillow passes, warns and raises
+def test_too_many_pixels_are_told_with_the_limit(side: int) -> None:
+    with pytest.raises(Rejected, match=f"over the limit of {MAX_PIXELS} pixels"):
+        check_image(png_header_of(side, side))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
