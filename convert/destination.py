@@ -182,8 +182,10 @@ class Folder(Destination):
         return super().stage(name)
 
     def lock(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / JOURNAL).mkdir(exist_ok=True)
+        try:
+            (self.folder / JOURNAL).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConversionError(f"{self.out} is no folder, or lies in a file: {error}") from error
         self._lock = lock_destination(self.folder / JOURNAL / "lock", self.out)
         shutil.rmtree(self._all_staging, ignore_errors=True)  # of a killed run
 

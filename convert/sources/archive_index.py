@@ -157,8 +157,10 @@ def _entries(location: str) -> Iterator[Entry]:
                 f"{location} is compressed by {compression}: images are looked up in it, so unpack "
                 f"it once, to a tar (with gunzip, bunzip2, unxz or unzstd) or to a folder"
             )
-        is_tar = file.read(512)[257:262] == b"ustar"  # whose last member may be a zip
-        if not is_tar and zipfile.is_zipfile(file):
+        head = file.read(512)
+        is_tar = head[257:262] == b"ustar"  # whose last member may be a zip
+        # A zip without its end is one only by how it starts.
+        if not is_tar and (head.startswith(b"PK\3\4") or zipfile.is_zipfile(file)):
             yield from _zip_entries(_open_zip(file, location))
         else:
             file.seek(0)

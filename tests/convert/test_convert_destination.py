@@ -51,6 +51,15 @@ def test_every_shard_has_hashes_and_samples(pairs: Any) -> None:
             assert shard["raw_data"]["bytes"] <= SMALL["size_limit"]
 
 
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_destination_that_is_a_file_is_left_alone(pairs: Any, below: str) -> None:
+    pairs.add(3)
+    pairs.out.write_text("precious")
+    with pytest.raises(ConversionError, match=f"{pairs.out / below} is no folder, or lies in a "):
+        pairs.convert(pairs.out / below)
+    assert pairs.out.read_text() == "precious"
+
+
 def test_summary(pairs: Any) -> None:
     pairs.add(20)
     summary = pairs.convert(max_samples=10, eval_ratio=0.2, seed=3)

@@ -263,7 +263,7 @@ def test_an_archive_cut_short(pairs: Any, kind: str) -> None:
     cuts = [len(whole) // 2, 100]
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        with pytest.raises(ConversionError, match=f"images.{kind} is not a whole "):
+        with pytest.raises(ConversionError, match=f"images.{kind} is not a whole {kind} "):
             open_images(str(path), LIMIT).check()
     if kind == "tar":
         path.write_bytes(whole[:5120] + b"?" * 512 + whole[5632:])
