@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from convert.engine import Tell
 from convert.errors import Rejected
 from convert.images import check_image
-from convert.written import Shard, decoder
+from convert.written import Shard
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER, Record
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
@@ -200,7 +200,7 @@ def _check_samples(file: BinaryIO, report: ShardReport) -> None:
     if isinstance(offsets, str):
         report.add(f"{offsets}: its {shard.samples} samples were not read")
         return
-    decode, digests, samples = decoder(shard), [], []
+    decode, digests, samples = shard.decoder(), [], []
     for sample, (begin, end) in enumerate(pairwise(offsets)):
         file.seek(begin)
         try:

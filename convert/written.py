@@ -12,11 +12,13 @@ from typing import Any, cast
 
 from convert.destination import JOURNAL, REJECTS, SUMMARY
 from convert.errors import ConversionError
-from convert.mds import HASHES
+from convert.mds import HASHES, text_decoder
 from convert.split import SIDES, Side
 from vlm_composer.data.schema import MDS_COLUMNS, Record
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
+
+Decode = Callable[[bytes], Record]
 
 INDEX = "index.json"
 _FEATURES = "features.json"
@@ -71,6 +73,11 @@ class Shard:
     def samples(self) -> int:
         """How many it holds."""
         return int(self.entry["samples"])
+
+    def decoder(self) -> Decode:
+        """What makes records of its samples' bytes; it raises ValueError where they are none."""
+        names, encodings = self.entry["column_names"], self.entry["column_encodings"]
+        return cast(Decode, text_decoder(names, encodings))
 
 
 class Written:
@@ -182,31 +189,7 @@ class Written:
         begin, end = struct.unpack("<II", offsets)
         if not begin < end <= shard.bytes:
             raise ValueError(f"it is said to be from byte {begin} to {end} of {shard.bytes}")
-        return decoder(shard)(self.read(shard.name, end - begin, begin))
-
-
-def decoder(shard: Shard) -> Callable[[bytes], Record]:
-    """What makes records of a shard's samples, as `convert.mds` says that they are written.
-
-    It raises ValueError where the bytes are no sample. It does without streaming's reader, whose
-    import takes seconds in each process: it imports torch.
-    """
-    entry = shard.entry
-    columns = list(zip(entry["column_names"], entry["column_encodings"], strict=True))
-    head = struct.Struct(f"<{len(columns)}I")  # the fields' lengths
-
-    def decode(data: bytes) -> Record:
-        lengths = head.unpack(data[: head.size]) if len(data) >= head.size else ()
-        if (size := head.size + sum(lengths)) != len(data):
-            raise ValueError(f"{len(data)} bytes, of which its fields take {size}")
-        record, at = {}, head.size
-        for (name, encoding), length in zip(columns, lengths, strict=True):
-            value = data[at : at + length]
-            record[name] = value.decode() if encoding == "str" else value
-            at += length
-        return cast(Record, record)
-
-    return decode
+        return shard.decoder()(self.read(shard.name, end - begin, begin))
 
 
 def places(shards: list[Shard], numbers: list[int]) -> Iterator[tuple[Shard, int]]:
@@ -234,7 +217,7 @@ def _entry_fault(entry: Any) -> str | None:
             return "name, bytes or samples are of a wrong type"
         if missing := [name for name in HASHES if not isinstance(raw["hashes"].get(name), str)]:
             return f"{raw['basename']} has no {' and no '.join(missing)}"
-        # Before anything is decoded: `decoder` knows texts and bytes alone.
+        # Before anything is decoded: `Shard.decoder` knows texts and bytes alone.
         columns = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
         if (entry["format"], entry["version"], columns) != ("mds", 2, MDS_COLUMNS):
             return f"{raw['basename']} is of {entry['format']} with {columns}"
