@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,27 @@ def _undisturbed() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def _train(folder: Path, shards: Path, vision: Any, language: Any, **changes: Any) -> Exported:
-    """Train for four steps and export; the towers are saved beside the run."""
+def _train(
+    folder: Path,
+    shards: Path,
+    vision: Callable[[], Any],
+    language: Callable[[], Any],
+    **changes: Any,
+) -> Exported:
+    """Draw towers, train for four steps and export; the towers are saved beside the run."""
     torch.manual_seed(1)
     settings: dict[str, Any] = {
         "run_name": "tiny",
         "run_folder": str(folder / "run"),
         "vision_tower": {
-            "name": str(save_tower(vision, folder / "vision")),
+            "name": str(save_tower(vision(), folder / "vision")),
             "dtype": "fp32",
             "layer": -2,
         },
-        "language_model": {"name": str(save_tower(language, folder / "language")), "dtype": "fp32"},
+        "language_model": {
+            "name": str(save_tower(language(), folder / "language")),
+            "dtype": "fp32",
+        },
         "connector": {
             "vision_ln": True,
             "resampler": {"num_latents": 4, "depth": 2, "num_heads": 2, "head_dim": 16},
@@ -135,15 +145,15 @@ def _train(folder: Path, shards: Path, vision: Any, language: Any, **changes: An
 @pytest.fixture(scope="session")
 def qwen_export(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Exported:
     """Qwen3 and SigLIP."""
-    return _train(tmp_path_factory.mktemp("qwen"), shards, tiny_siglip(), tiny_qwen3())
+    return _train(tmp_path_factory.mktemp("qwen"), shards, tiny_siglip, tiny_qwen3)
 
 
 @pytest.fixture(scope="session")
 def llama_export(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Exported:
     """Llama, whose table is its head and has no spare row, and DINOv2; samples have a start
     token."""
-    llama = tiny_llama(vocab_size=258)
-    return _train(tmp_path_factory.mktemp("llama"), shards, tiny_dinov2(), llama, add_bos=True)
+    llama = partial(tiny_llama, vocab_size=258)
+    return _train(tmp_path_factory.mktemp("llama"), shards, tiny_dinov2, llama, add_bos=True)
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def _spread_out(model: Any) -> Any:
             if parameter.ndim >= 2:
                 parameter.mul_(4)
     return model
+
+
+def make_likeliest(token_id: int, head: torch.nn.Module, generate: Callable[[], Any]) -> None:
+    """Change a head so that `generate` would begin with a token, if it may."""
+    hidden: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    generate()
+    hook.remove()
+    assert isinstance(head.weight, torch.Tensor)
+    with torch.no_grad():
+        head.weight[token_id] = 100 * hidden[0][0, -1]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny import byte_tokenizer, tiny_llama, tiny_qwen3, tiny_siglip
+from tiny import byte_tokenizer, make_likeliest, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.data.template import Template
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.models.connector import Connector
@@ -27,7 +27,9 @@ def greedy(model, template, image, prompt, steps):
             labels[-1] = 0
             rows = pack([row], [labels], image_token_id=model.image_token_id)
             hidden = model.language_model.decode(model.build_inputs_embeds(rows, tokens), rows)
-            ids.append(int(model.language_model.head(hidden).argmax()))
+            logits = model.language_model.head(hidden)
+            logits[:, model.image_token_id] = -torch.inf
+            ids.append(int(logits.argmax()))
             if ids[-1] == template.tokenizer.eos_token_id:
                 break
     return template.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
@@ -67,3 +69,16 @@ def test_prompts_of_different_lengths_change_nothing(llm):
         greedy(model, template, image, prompt, 9)
         for image, prompt in zip(images, prompts, strict=True)
     ]
+
+
+@pytest.mark.parametrize("llm", [tiny_qwen3, tiny_llama])
+def test_the_image_token_is_never_said(llm):
+    model, template = model_of(llm)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    captions = caption_images(model, template, images, "<image>\nWhat?", max_new_tokens=9)
+    make_likeliest(
+        model.image_token_id,
+        model.language_model.model.get_output_embeddings(),
+        lambda: caption_images(model, template, images, "<image>\nWhat?", max_new_tokens=1),
+    )
+    assert captions == caption_images(model, template, images, "<image>\nWhat?", max_new_tokens=9)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import newest
 from exports import ANSWERS, PROMPTS
+from tiny import make_likeliest
 from vlm_composer.export import __main__ as command
 from vlm_composer.export.exporting import export_checkpoint
 from vlm_composer.export.loading import load_export, load_processor
@@ -78,6 +79,20 @@ def test_generation_is_greedy_and_ends_as_trained(llama_export):
     config = json.loads((llama_export.folder / "generation_config.json").read_bytes())
     assert config["eos_token_id"] == llama_export.template.tokenizer.eos_token_id
     assert not config.get("do_sample")
+
+
+@pytest.mark.parametrize("name", ["qwen_export", "llama_export"])
+def test_the_image_token_is_never_said(name, request):
+    exported = request.getfixturevalue(name)
+    model, processor = load_export(exported.folder, device="cpu")
+    batch = processor([str(path) for path in exported.pictures], PROMPTS)
+    said = model.generate(**batch, max_new_tokens=9)
+    make_likeliest(
+        exported.vlm.image_token_id,
+        model.get_output_embeddings(),
+        lambda: model.generate(**batch, max_new_tokens=1),
+    )
+    assert torch.equal(model.generate(**batch, max_new_tokens=9), said)
 
 
 @pytest.mark.parametrize("name", ["qwen_export", "llama_export"])

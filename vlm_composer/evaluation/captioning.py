@@ -68,6 +68,8 @@ def caption_images(
         do_sample=False,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
+        # It stands for a place in an image, and no text may have it.
+        suppress_tokens=[model.image_token_id],
         use_cache=True,
         synced_gpus=in_step,
         **({"past_key_values": OneCache()} if in_step else {}),

@@ -138,6 +138,7 @@ def _write(
         bos_token_id=template.tokenizer.bos_token_id,
         eos_token_id=eos,
         pad_token_id=eos if pad is None else pad,
+        suppress_tokens=[model.image_token_id],  # as in training's captions
     ).save_pretrained(out)
     for name, text in code_files().items():
         (out / name).write_text(text, encoding="utf-8")
