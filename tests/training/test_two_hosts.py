@@ -26,7 +26,7 @@ def bench(tmp_path_factory):
 
 def test_cut_and_killed_and_cut_off_it_ends_with_the_same_bits(bench):
     row = two_hosts_row("disturbed", batches=18)
-    bench.write_yaml(row)
+    bench.write_yaml(row, dist_timeout=60)
     leg = bench.pull_cable_in_batch(row, bench.hosts[0], 3, KILL="1:9:after_train_batch")
     time.sleep(5)  # the disturbance
     bench.hosts[0].plug_cable()
@@ -36,16 +36,17 @@ def test_cut_and_killed_and_cut_off_it_ends_with_the_same_bits(bench):
     assert ended[bench.hosts[0]] - ended[bench.hosts[1]] < 15
     bench.expect_error(row, leg, bench.hosts[0], "lost contact", "a connection was closed")
 
-    bench.write_yaml(row, dist_timeout=6)
+    bench.write_yaml(row, dist_timeout=15)  # ranks that start beside other jobs need some
     leg = bench.pull_cable_in_batch(row, bench.hosts[1], 13)
     started = time.monotonic()
     ended = bench.end(row, leg, [1, 1])
-    assert max(ended.values()) - started < 6 + 25
+    assert max(ended.values()) - started < 15 + 25
     bench.hosts[1].plug_cable()
     for host in bench.hosts:
-        bench.expect_error(row, leg, host, "did not answer for 6 s", "start the same command")
+        bench.expect_error(row, leg, host, "did not answer for 15 s", "start the same command")
     assert not row.faults, row.faults
 
+    bench.write_yaml(row, dist_timeout=60)
     bench.go_on(row)
     assert row.ok, row.faults
     assert row.bitwise
