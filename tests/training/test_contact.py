@@ -19,6 +19,8 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.training.contact import ContactError, explain_lost_contact, join_ranks
 
 config = TrainConfig.read(sys.argv[1], sys.argv[2:])
+print("ready", flush=True)
+sys.stdin.readline()
 join_ranks("cpu", config.dist_timeout)
 if dist.get_global_rank() == 1:
     sys.stdin.read()  # it is silent until then
@@ -113,13 +115,15 @@ def test_a_port_that_another_program_has_is_named(tiny_yaml):
 )
 def test_contact_lost_says_how_and_how_to_go_on(tiny_yaml, free_ports, silent, words):
     path = tiny_yaml(dist_timeout=3, save_folder="{run_folder}/saved")
-    first, second = (
-        start_rank(rank, free_ports[0], "-c", MEET_AND_PART, path) for rank in range(2)
-    )
-    assert second.stdin is not None
+    ranks = [start_rank(rank, free_ports[0], "-c", MEET_AND_PART, path) for rank in range(2)]
+    for rank in ranks:  # imports take longer than they may wait for each other
+        assert rank.stdout.readline() == "ready\n"
+    for rank in ranks:
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+    first, second = ranks
     if not silent:
         second.stdin.close()
-    assert first.stdin is not None
     said, trace = first.communicate(timeout=120)
     second.kill()
     second.wait()
