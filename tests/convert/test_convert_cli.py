@@ -154,8 +154,8 @@ def test_paths_that_cannot_be(pairs: Any, run_here: Any) -> None:
         ({"json": str(pairs.images)}, "Is a directory"),
         ({"images": path}, "no such folder"),
         ({"images": path + "x"}, "no such folder"),
-        ({"out": path}, "File exists"),
-        ({"out": path + "/below"}, "Not a directory"),
+        ({"out": path}, "pairs.json is no folder, or lies in a file"),
+        ({"out": path + "/below"}, "below is no folder, or lies in a file"),
         ({"out": "/proc/nothing"}, "No such file"),
         ({"out": "s3:///prefix"}, "give s3://bucket/prefix"),
     ):
