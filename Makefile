@@ -22,7 +22,7 @@ setup: .venv/.installed ## install everything at the locked versions into .venv
 demo: setup ## train a connector between two real pretrained towers on real pairs, on a CPU
 	$(BIN)/python -m vlm_composer.demo
 
-bench: setup ## check every claim of benchmarks/ (two and a half hours on two cores; two_hosts.py needs root, full_size.py 21 GiB)
+bench: setup ## check every claim of benchmarks/ (two and a half hours on two cores; two_hosts.py needs root, full_size.py 21 GiB and bf16)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/two_hosts.py

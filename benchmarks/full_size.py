@@ -162,15 +162,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small towers; nothing is judged")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args()
-    if not args.quick and (free := _free_gib()) < MOST_MEMORY:
-        print(f"{free:.1f} GiB are free and {MOST_MEMORY:.0f} are needed", file=sys.stderr)
-        return 1
     if not args.quick and not has_native_bf16("cpu"):
         print(
             "this CPU has neither AVX512-BF16 nor AMX: three steps in bf16 would take many hours, "
             "and in fp32 the towers alone take 32 GiB; --quick runs anywhere",
             file=sys.stderr,
         )
+        return 1
+    if not args.quick and (free := _free_gib()) < MOST_MEMORY:
+        print(f"{free:.1f} GiB are free and {MOST_MEMORY:.0f} are needed", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="full-size-") as folder:
         found = measure(Path(folder), small=args.quick)

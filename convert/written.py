@@ -19,6 +19,7 @@ from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
 Decode = Callable[[bytes], Record]
+"""From a sample's bytes to the record."""
 
 INDEX = "index.json"
 _FEATURES = "features.json"

@@ -27,6 +27,7 @@ class StoreServer(ABC):
         self._folder = folder
         self._host, self._port = host, _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
+        # One thread starts what another kills.
         self._lock = threading.RLock()
         self.url = f"http://{host}:{self._port}"
 
@@ -43,14 +44,15 @@ class StoreServer(ABC):
         """Makes a bucket and returns its URL."""
 
     def start(self) -> None:
-        """Starts the server, if it does not answer, and returns when it does."""
+        """Starts the server, if it does not run and answer, and returns when it does."""
         with self._lock:
             self._start()
 
     def _start(self) -> None:
-        if self._process is not None and _answers(self._host, self._port):
+        running = self._process is not None and self._process.poll() is None
+        if running and _answers(self._host, self._port):
             return
-        self.kill()  # by a signal from elsewhere it may still be dying, which looks alive
+        self.kill()  # one that a signal ends looks alive for a moment, and answers nobody
         log_path = self._folder / "server.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(

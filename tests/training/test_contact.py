@@ -119,6 +119,7 @@ def test_contact_lost_says_how_and_how_to_go_on(tiny_yaml, free_ports, silent, w
     for rank in ranks:  # imports take longer than they may wait for each other
         assert rank.stdout.readline() == "ready\n"
     for rank in ranks:
+        assert rank.stdin is not None
         rank.stdin.write("\n")
         rank.stdin.flush()
     first, second = ranks
