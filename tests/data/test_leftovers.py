@@ -1,5 +1,6 @@
 """What killed runs leave behind is freed; what living ones use is left alone."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -137,24 +138,28 @@ def test_a_worker_dies_with_its_parent():
     assert int(done.stdout) > 0
 
 
-def answer(connection: Connection) -> None:
+def tell(connection: Connection) -> None:
+    """A worker that says over the connection when it is ready, and what it logs from then on."""
+    handler = logging.Handler()
+    handler.emit = lambda record: connection.send(record.getMessage())
+    leftovers.log.addHandler(handler)
+    leftovers.log.setLevel(logging.DEBUG)
     live_as_parent()
-    while True:
-        connection.send(connection.recv())
+    connection.send("ready")
+    connection.recv()
 
 
 def test_a_worker_ends_at_its_parents_sigterm_alone():
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    worker = context.Process(target=answer, args=(there,), daemon=True)
+    worker = context.Process(target=tell, args=(there,), daemon=True)
     worker.start()
-    here.send("are you there?")
-    here.recv()
-    # The signal is pending before the question is asked: a worker that ends at it never answers.
+    there.close()
+    assert here.recv() == "ready"
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    here.send("still there?")
+    # The kernel keeps one signal of a kind: ours would be lost if it came before that one is taken.
     assert here.poll(30)
-    assert here.recv() == "still there?"
+    assert here.recv().startswith("Ignored a SIGTERM")
     worker.terminate()
     worker.join(30)
     assert worker.exitcode == 0
