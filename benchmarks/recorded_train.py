@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Recorder(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         self.ids = dist.all_gather_object(state.batch["ids"])
         if self.term == str(state.timestamp.batch.value) and dist.get_local_rank() == 0:
-            os.kill(os.getppid(), signal.SIGTERM)
+            self._stop_launcher()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
@@ -68,6 +69,20 @@ class Recorder(Callback):
             }
             with self.record.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def _stop_launcher(self) -> None:
+        """SIGTERM to the launcher; this batch goes on once the launcher's own has come here."""
+        stop, came = signal.getsignal(signal.SIGTERM), []
+
+        def note(number: int, frame: FrameType | None) -> None:
+            came.append(number)
+            stop(number, frame)
+
+        signal.signal(signal.SIGTERM, note)
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not came:
+            time.sleep(0.01)
+        signal.signal(signal.SIGTERM, stop)
 
 
 def prepare(config: TrainConfig) -> Trainer:

@@ -102,8 +102,8 @@ class Page:
     def open(self, url: str) -> None:
         """Open an address and wait until all of it is loaded."""
         self.events.clear()
-        self.command("Page.navigate", url=url)
-        while not self.named("Page.loadEventFired"):
+        loader = self.command("Page.navigate", url=url)["loaderId"]
+        while not self._has_loaded(loader):
             self._receive(f"loading {url}")
 
     def open_alone(self, path: Path, width: int) -> None:
@@ -145,6 +145,17 @@ class Page:
         """The page as a PDF."""
         answer = self.command("Page.printToPDF", printBackground=False)
         return base64.b64decode(answer["data"])
+
+    def _has_loaded(self, loader: str) -> bool:
+        """Whether a page is loaded; of the one before it, that may be told after it was left."""
+        since = itertools.dropwhile(
+            lambda event: (
+                event["method"] != "Page.frameNavigated"
+                or event["params"]["frame"]["loaderId"] != loader
+            ),
+            self.events,
+        )
+        return any(event["method"] == "Page.loadEventFired" for event in since)
 
     def _receive(self, waiting_for: str) -> dict[str, Any]:
         try:

@@ -1,6 +1,7 @@
 """What the tests' store servers have in common: a process on a free port of an address."""
 
 import errno
+import http.client
 import random
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-_STARTUP_SECONDS = 30
+_PATIENCE = 120
 
 
 class StoreServer(ABC):
@@ -25,7 +26,7 @@ class StoreServer(ABC):
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self._folder = folder
-        self._host, self._port = host, _free_port(host)
+        self._host, self._port = host, free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
         # One thread starts what another kills.
         self._lock = threading.RLock()
@@ -58,7 +59,7 @@ class StoreServer(ABC):
             self._process = subprocess.Popen(
                 self._command(), env=self._process_env(), stdout=log, stderr=log
             )
-        deadline = time.monotonic() + _STARTUP_SECONDS
+        deadline = time.monotonic() + _PATIENCE
         while not _answers(self._host, self._port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
@@ -70,10 +71,10 @@ class StoreServer(ABC):
         with self._lock:
             if self._process is not None:
                 self._process.kill()
-                self._process.wait(timeout=30)
+                self._process.wait(timeout=_PATIENCE)
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     """A port that no client's connection is given while the server is down."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)  # clients have those from 32,768
@@ -88,8 +89,12 @@ def _free_port(host: str) -> int:
 
 
 def _answers(host: str, port: int) -> bool:
+    """Whether it serves requests: MinIO refuses them for a moment once it listens."""
+    connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
-        with socket.create_connection((host, port), timeout=1):
-            return True
-    except OSError:
+        connection.request("GET", "/")
+        return connection.getresponse().status != http.client.SERVICE_UNAVAILABLE
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()

@@ -28,7 +28,7 @@ def test_a_reader_sees_one_file_or_the_other_whole(how, tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     writer = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=env)
-    seen, deadline = set(), time.monotonic() + 30
+    seen, deadline = set(), time.monotonic() + 300
     while len(seen) < 10 and time.monotonic() < deadline:
         data = (tmp_path / "name").read_bytes()
         seen.add((len(data), *set(data)))

@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
+from killed_runs import wait_for_fifo
 
 from convert import ConversionError
 from convert.engine import Later, LocalEngine, Tell
@@ -130,7 +131,7 @@ class Overlap:
 def test_the_next_task_is_begun_meanwhile(workers: int) -> None:
     heard: list[str] = []
     assert len([*LocalEngine(workers).map(Overlap(), range(2 * workers), heard.append)]) > 1
-    assert heard == ["overlap"] * workers
+    assert set(heard) == {"overlap"}  # one a worker, where both began together
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -139,7 +140,7 @@ def test_what_is_done_before_an_error_is_given(workers: int) -> None:
     results: list[int] = []
     with pytest.raises(ConversionError, match="3 is refused"):
         results.extend(place for place, _ in mapped)
-    assert len(results) >= 4 - workers  # what another worker has under way is lost
+    assert len(results) >= (3 if workers == 1 else 1)  # what another has under way is lost
 
 
 def fail_later(number: int, tell: Tell) -> Later[int]:
@@ -168,26 +169,15 @@ def test_no_workers_are_refused() -> None:
         LocalEngine(0)
 
 
-@pytest.fixture
-def fifo(tmp_path: Path) -> Path:
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_workers_end_with_their_parent(tmp_path: Path, name: str) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    return path
-
-
-def read_pids(fifo: Path, count: int) -> list[int]:
-    pids: list[int] = []
-    while len(pids) < count:
-        pids += map(int, fifo.read_text().split())  # waits for one that opens it to write
-    return pids
-
-
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_workers_end_with_their_parent(fifo: Path, name: str) -> None:
+    fifo = os.open(path, os.O_RDWR)  # so that it stays open between two that write
     script = (
         "from functools import partial; from convert.engine import LocalEngine; "
         "from test_convert_engine import say_and_stay\n"
-        f"if __name__ == '__main__': list(LocalEngine(2).map(partial(say_and_stay, {str(fifo)!r}),"
+        f"if __name__ == '__main__': list(LocalEngine(2).map(partial(say_and_stay, {str(path)!r}),"
         " range(4)))"
     )
     run = subprocess.Popen(
@@ -195,7 +185,11 @@ def test_workers_end_with_their_parent(fifo: Path, name: str) -> None:
         env={**os.environ, "PYTHONPATH": f"{TREE}:{Path(__file__).parent}"},
         stderr=subprocess.PIPE,
     )
-    workers = [os.pidfd_open(pid) for pid in read_pids(fifo, 2)]
+    said = b""
+    while said.count(b"\n") < 2:
+        said += wait_for_fifo(fifo, run)
+    os.close(fifo)
+    workers = [os.pidfd_open(int(pid)) for pid in said.split()]
     run.send_signal(getattr(signal, name))
     _, error = run.communicate(timeout=60)
     assert (b"KeyboardInterrupt" in error) == (name == "SIGINT")

@@ -225,4 +225,4 @@ class TestS3:
         monkeypatch.setattr(S3Store, "put", put_and_look)
         summary = many.convert(url, **SETTINGS | {"size_limit": 1 << 13})
         assert summary.shards["train"] > 100
-        assert 1 < most <= 4
+        assert 1 < most <= 5  # there are 4; one may move while they are counted

@@ -32,18 +32,18 @@ def test_cut_and_killed_and_cut_off_it_ends_with_the_same_bits(bench):
     bench.hosts[0].plug_cable()
     ended = bench.end(row, leg, [1, KILLED])
     assert not row.faults, row.faults
-    assert 5 <= bench.pause(row) < 20, "the cut was not felt"
-    assert ended[bench.hosts[0]] - ended[bench.hosts[1]] < 15
+    assert bench.pause(row) >= 5, "the cut was not felt"
+    assert ended[bench.hosts[0]] - ended[bench.hosts[1]] < 50, "it waited for dist_timeout"
     bench.expect_error(row, leg, bench.hosts[0], "lost contact", "a connection was closed")
 
-    bench.write_yaml(row, dist_timeout=15)  # ranks that start beside other jobs need some
+    bench.write_yaml(row, dist_timeout=30)  # ranks that start beside other jobs need some
     leg = bench.pull_cable_in_batch(row, bench.hosts[1], 13)
     started = time.monotonic()
     ended = bench.end(row, leg, [1, 1])
-    assert max(ended.values()) - started < 15 + 25
+    assert max(ended.values()) - started < 30 + 60
     bench.hosts[1].plug_cable()
     for host in bench.hosts:
-        bench.expect_error(row, leg, host, "did not answer for 15 s", "start the same command")
+        bench.expect_error(row, leg, host, "did not answer for 30 s", "start the same command")
     assert not row.faults, row.faults
 
     bench.write_yaml(row, dist_timeout=60)
