@@ -32,6 +32,15 @@ def test_importing_the_library_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_importing_the_trainer_leaves_torchs_compiler_alone():
+    """Which takes as long as all the rest, and starts processes, for runs that may not need it."""
+    code = "import sys, vlm_composer.train; print('torch._inductor.compile_fx' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_the_script_of_the_readme_captions_a_picture(qwen_export, tmp_path, monkeypatch, capsys):
     section = README.read_text().split("## Take it away")[1].split("\n## ")[0]
     (script,) = re.findall(r"```python\n(from vlm_composer .*?)```", section, re.DOTALL)

@@ -12,9 +12,11 @@ Shape suffixes: N tokens, D width, F width of the feed-forward, H heads, C width
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import setuptools  # noqa: F401  (for torch's compiler, which could not import it behind pip)
 import torch
@@ -24,6 +26,9 @@ from torch.autograd.function import once_differentiable
 from transformers.models.llama import modeling_llama as llama
 
 from vlm_composer.models.replacing import same_code
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Itself, before an architecture's is replaced.
 _plain_rotation = llama.apply_rotary_pos_emb
@@ -194,14 +199,34 @@ def _any_length(rows: Tensor) -> Tensor:
     return rows
 
 
-@torch.compile
+def _compiled_when_called(function: Callable[P, R]) -> Callable[P, R]:
+    """`torch.compile` at the first call: importing the compiler takes as long as composer itself.
+
+    On a CPU the processes that it starts meanwhile, which compile for Triton alone, are left out.
+    """
+    kernel: Callable[P, R] | None = None
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        nonlocal kernel
+        if kernel is None:
+            tensor: Any = arguments[0]
+            if tensor.device.type == "cpu":
+                os.environ.setdefault("TORCH_WARM_POOL", "0")
+            kernel = torch.compile(function)
+        return kernel(*arguments, **options)
+
+    return call
+
+
+@_compiled_when_called
 def _norm(hidden_ND: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     exact_ND = hidden_ND.float()
     inverse_rms_N1 = torch.rsqrt(exact_ND.square().mean(-1, keepdim=True) + epsilon)
     return weight_D * (exact_ND * inverse_rms_N1).to(hidden_ND.dtype), inverse_rms_N1
 
 
-@torch.compile
+@_compiled_when_called
 def _norm_backward(
     gradient_ND: Tensor, hidden_ND: Tensor, inverse_rms_N1: Tensor, weight_D: Tensor
 ) -> Tensor:
@@ -211,12 +236,12 @@ def _norm_backward(
     return (inverse_rms_N1 * (weighted_ND - normed_ND * along_N1)).to(hidden_ND.dtype)
 
 
-@torch.compile
+@_compiled_when_called
 def _gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     return nn.functional.silu(gate_NF) * up_NF
 
 
-@torch.compile
+@_compiled_when_called
 def _gated_backward(gradient_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
     gradient, gate, up = gradient_NF.float(), gate_NF.float(), up_NF.float()
     sigmoid = torch.sigmoid(gate)
@@ -224,13 +249,13 @@ def _gated_backward(gradient_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tupl
     return by_gate.to(gate_NF.dtype), (gradient * gate * sigmoid).to(up_NF.dtype)
 
 
-@torch.compile
+@_compiled_when_called
 def _rotated(heads_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
     first, second = heads_NHC.chunk(2, dim=-1)
     return heads_NHC * cos_NC[:, None] + torch.cat([-second, first], dim=-1) * sin_NC[:, None]
 
 
-@torch.compile
+@_compiled_when_called
 def _rotated_back(gradient_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
     first, second = (gradient_NHC * sin_NC[:, None]).chunk(2, dim=-1)
     return gradient_NHC * cos_NC[:, None] + torch.cat([second, -first], dim=-1)
