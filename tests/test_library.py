@@ -33,7 +33,7 @@ def test_importing_the_library_imports_nothing_heavy():
 
 
 def test_importing_the_trainer_leaves_torchs_compiler_alone():
-    """Which takes as long as all the rest, and starts processes, for runs that may not need it."""
+    """Which takes almost as long as the rest, and starts processes; not every run needs it."""
     code = "import sys, vlm_composer.train; print('torch._inductor.compile_fx' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True

@@ -137,7 +137,7 @@ def refused(use, store, file, match):
     started = time.monotonic()
     with pytest.raises(StoreError, match=match) as caught:
         ride_out(lambda: USES[use](store, file), f"{use} it", 60)
-    assert time.monotonic() - started < 50
+    assert time.monotonic() - started < 10
     assert is_permanent(caught.value.__cause__)
 
 
@@ -255,7 +255,7 @@ def test_a_server_that_stays_away_is_given_up(server, seconds):
     match = f"could not list it: the store was away for {seconds} s .*start the run again"
     with pytest.raises(StoreError, match=match):
         ride_out(names, "list it", seconds)
-    assert seconds <= time.monotonic() - started < seconds + 30
+    assert seconds <= time.monotonic() - started < seconds + 5
     assert (len(attempts) == 1) == (seconds == 0)
 
 

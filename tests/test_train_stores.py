@@ -14,7 +14,7 @@ def attempt(tiny_yaml, capsys):
     def run(*overrides, **changes):
         started = time.monotonic()
         assert train.main([str(tiny_yaml(**changes)), *overrides]) == 1
-        assert time.monotonic() - started < 120
+        assert time.monotonic() - started < 30
         error = capsys.readouterr().err
         assert "resampler  trained" not in error, "the towers were loaded"
         return error[error.index("error on rank") :]

@@ -139,14 +139,15 @@ def test_a_worker_dies_with_its_parent():
 
 
 def tell(connection: Connection) -> None:
-    """A worker that says over the connection when it is ready, and what it logs from then on."""
+    """A worker that says when it is ready, and what it logs from then on; it answers as well."""
     handler = logging.Handler()
     handler.emit = lambda record: connection.send(record.getMessage())
     leftovers.log.addHandler(handler)
     leftovers.log.setLevel(logging.DEBUG)
     live_as_parent()
     connection.send("ready")
-    connection.recv()
+    while True:
+        connection.send(connection.recv())
 
 
 def test_a_worker_ends_at_its_parents_sigterm_alone():
@@ -160,6 +161,9 @@ def test_a_worker_ends_at_its_parents_sigterm_alone():
     # The kernel keeps one signal of a kind: ours would be lost if it came before that one is taken.
     assert here.poll(30)
     assert here.recv().startswith("Ignored a SIGTERM")
+    here.send("still there?")
+    assert here.poll(30)
+    assert here.recv() == "still there?"
     worker.terminate()
     worker.join(30)
     assert worker.exitcode == 0

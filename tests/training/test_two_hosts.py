@@ -32,7 +32,7 @@ def test_cut_and_killed_and_cut_off_it_ends_with_the_same_bits(bench):
     bench.hosts[0].plug_cable()
     ended = bench.end(row, leg, [1, KILLED])
     assert not row.faults, row.faults
-    assert bench.pause(row) >= 5, "the cut was not felt"
+    assert 5 <= bench.pause(row) < 40, "the cut was not felt"
     assert ended[bench.hosts[0]] - ended[bench.hosts[1]] < 50, "it waited for dist_timeout"
     bench.expect_error(row, leg, bench.hosts[0], "lost contact", "a connection was closed")
 

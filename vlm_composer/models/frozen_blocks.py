@@ -200,7 +200,7 @@ def _any_length(rows: Tensor) -> Tensor:
 
 
 def _compiled_when_called(function: Callable[P, R]) -> Callable[P, R]:
-    """`torch.compile` at the first call: importing the compiler takes as long as composer itself.
+    """`torch.compile` at the first call, for it imports the compiler: seconds of every start.
 
     On a CPU the processes that it starts meanwhile, which compile for Triton alone, are left out.
     """
