@@ -22,8 +22,9 @@ from typing import Any
 from uuid import uuid4
 
 from convert.errors import ConversionError
-from convert.staging import Lock, Scratch, lock_destination
+from convert.staging import Scratch, lock_destination
 from vlm_composer.local_files import move_durably
+from vlm_composer.locks import Lock, user_folder
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.storage import FolderStore, Store, open_store
 
@@ -251,8 +252,7 @@ class Bucket(Destination):
     def lock(self) -> None:
         # No store has locks. This keeps out what is started twice on one machine.
         of = hashlib.sha256(self.out.rstrip("/").encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir(), f"vlm-composer-convert-to-{of}.lock")
-        self._lock = lock_destination(path, self.out)
+        self._lock = lock_destination(user_folder() / f"convert-to-{of}.lock", self.out)
 
     def local(self, name: str) -> Path:
         path = self.stage(f"local/{name}")

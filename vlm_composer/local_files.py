@@ -6,27 +6,53 @@ Nothing heavy is imported here, so that conversion needs no model code.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_PARTIAL = re.compile(r"\..*\.([^.]+)-([0-9]+)\.partial", re.DOTALL)
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+ABANDONED_SECONDS = 86400
+"""A partial file of another machine or container that nobody has written to for so long is
+deleted: whether its process lives cannot be seen from here."""
 
 
 def partial_path(target: Path) -> Path:
     """Where this process writes a file before it gets its name."""
-    return target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    return target.with_name(f".{target.name}.{_machine()}-{os.getpid()}.partial")
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what processes of this machine that are gone had not finished writing."""
-    pattern = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.partial")
+    """Delete partial files that processes of this machine left when they were killed, and those of
+    other machines that are older than `ABANDONED_SECONDS`."""
     for path in folder.glob(".*.partial"):
-        match = pattern.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
+        if not (match := _PARTIAL.fullmatch(path.name)):
+            continue
+        with suppress(FileNotFoundError):  # another process has deleted or renamed it
+            if match[1] == _machine():
+                abandoned = not _is_alive(int(match[2]))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            if abandoned:
+                path.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what a PID is unique within: a host since its last start, and of it a container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # no Linux
+        parts += [Path(_BOOT_ID).read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 def move_durably(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
+from vlm_composer.data.leftovers import stop_with_launcher
 from vlm_composer.loaders import (
     assemble_encoder,
     assemble_evaluators,
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 1
     if only_look:
         return preflight(arguments[0], arguments[1:])
+    stop_with_launcher()
     try:
         config = TrainConfig.read(arguments[0], arguments[1:])
         with explain_lost_contact(config):

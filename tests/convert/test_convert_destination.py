@@ -11,6 +11,7 @@ import pytest
 
 from convert import ConversionError
 from convert.destination import Folder
+from vlm_composer.locks import user_folder
 from vlm_composer.storage import S3Store
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
@@ -277,4 +278,4 @@ class TestS3:
         monkeypatch.setattr("tempfile.tempdir", os.fspath(staging))
         pairs.add(5)
         pairs.convert(s3_server.make_bucket("convert-staging"))
-        assert not list(staging.iterdir())
+        assert not [path for path in staging.rglob("*") if path != user_folder()]

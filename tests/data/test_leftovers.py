@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from streaming.base.shared.prefix import _pack_locals
 
+from vlm_composer import local_files, locks
 from vlm_composer.data import leftovers
 from vlm_composer.data.leftovers import (
     SHARED_MEMORY,
@@ -93,7 +95,8 @@ def test_the_blocks_of_streams_are_freed_by_a_run_over_one_of_them(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["000008_locals"]
 
 
-def test_a_cache_that_a_living_run_reads_into_is_refused(reader, tmp_path):
+def test_a_cache_that_a_living_run_reads_into_is_refused(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "ORPHAN_SECONDS", 0)
     process, prefix = reader(tmp_path / "cache")
     before = blocks(prefix)
     with pytest.raises(ValueError, match=f"cache is in use by process {process.pid}"):
@@ -111,6 +114,35 @@ def test_half_written_files_of_dead_processes_are_deleted(tmp_path):
     claim_caches([str(tmp_path)])
     assert ours.exists()
     assert not theirs.exists()
+
+
+def test_half_written_files_of_other_machines_are_deleted_once_they_are_old(tmp_path, monkeypatch):
+    # Another container may have this host's name, and its process 1 lives though ours of that
+    # number does not.
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait(timeout=30)
+    monkeypatch.setattr(local_files, "_machine", lambda: "anothercontainer")
+    monkeypatch.setattr(os, "getpid", lambda: dead.pid)
+    living, abandoned = partial_path(tmp_path / "a.mds"), partial_path(tmp_path / "b.mds")
+    monkeypatch.undo()
+    for path in (living, abandoned):
+        path.write_bytes(b"half")
+    old = time.time() - local_files.ABANDONED_SECONDS - 60
+    os.utime(abandoned, (old, old))
+    claim_caches([str(tmp_path)])
+    assert living.exists()
+    assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("at", ["boot_id", "namespace"])
+def test_a_process_number_means_something_within_one_container_only(monkeypatch, tmp_path, at):
+    here = local_files._machine.__wrapped__()
+    if at == "boot_id":
+        (tmp_path / "boot_id").write_text("another start\n")
+        monkeypatch.setattr(local_files, "_BOOT_ID", str(tmp_path / "boot_id"))
+    else:
+        monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026539999]")
+    assert local_files._machine.__wrapped__() != here
 
 
 ORPHAN = """

@@ -97,13 +97,13 @@ def test_a_cache_in_use_is_told_and_only_a_run_takes_one(tiny_config, cached):
     assert [f.level for f in report["leftovers"]] == ["ok"]
     assert not lock_path.exists()
     with lock_path.open("w+") as lock:
-        lock.write("4711")
+        lock.write("process 4711 on node1")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         report = check_run(config, "cpu", starting=False)
     (found,) = report["leftovers"]
     assert found.level == "failure"
-    assert "is in use by process 4711; end that run or give this one a cache" in found.text
+    assert "is in use by process 4711 on node1; end that run or give this one a cache" in found.text
     lock_path.unlink()
 
 

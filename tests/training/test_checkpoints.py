@@ -184,5 +184,6 @@ def test_a_disk_that_fills_up_ends_the_run_and_says_so(tiny_config, tiny_disk):
     (tiny_disk / "of another").write_bytes(bytes(4_000_000))
     with pytest.raises(OSError, match=r"could not write .*ep0-ba1.*; free some space"):
         trainer.fit()
+    trainer.close()
     left = sorted(path.name for path in (tiny_disk / "checkpoints").iterdir())
     assert left == []

@@ -1,10 +1,13 @@
 """SIGTERM: the batch in hand is finished and saved; a second one ends at once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from composer.core import Callback
@@ -99,3 +102,36 @@ def test_a_second_signal_ends_the_process_at_once():
     assert process.wait(timeout=30) == -signal.SIGTERM
     process.stdin.close()
     process.stdout.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_ranks_save_and_end_when_their_launcher_is_killed(tiny_yaml, tmp_path, number):
+    path = tiny_yaml(
+        max_duration="100000ba",
+        save_folder="{run_folder}/checkpoints",
+        autoresume=True,
+        device_train_microbatch_size=2,
+        log_to_console=True,
+        console_log_interval="1ba",
+    )
+    train = Path(__file__).parents[2] / "vlm_composer" / "train.py"
+    command = [Path(sys.executable).with_name("composer"), "-n", "2", train, path]
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as launcher:
+        assert launcher.stderr is not None
+        for line in launcher.stderr:
+            if "loss/train/total" in line:
+                break
+        ranks = psutil.Process(launcher.pid).children()
+        assert len(ranks) == 2
+        launcher.send_signal(number)
+        assert "SIGTERM: stopping after batch" in launcher.stderr.read()  # until rank 0 ends
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("ep*")
+    batch = int(re.search(r"-ba([0-9]+)", saved.name)[1])
+    command.append(f"max_duration={batch + 1}ba")
+    again = subprocess.run(command, capture_output=True, **options)
+    assert again.returncode == 0, again.stderr
+    assert f"Resuming after batch {batch} " in again.stderr

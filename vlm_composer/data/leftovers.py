@@ -9,31 +9,25 @@ data sets away as well.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from streaming.base.constant import LOCALS
 from streaming.base.shared.prefix import _unpack_locals
 
 from vlm_composer.local_files import remove_partials
+from vlm_composer.locks import check_free, hold, user_folder
 
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-ORPHAN_SECONDS = 5.0
-"""How long to wait for the processes of a killed run to end."""
-_claimed: dict[str, int] = {}
-"""Caches of this process, each with the descriptor of its lock."""
+_CACHE_ADVICE = "end that run or give this one a cache of its own (`local` in the yaml)"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,8 +37,22 @@ def die_with_parent(worker_id: int = 0) -> None:
     A torch worker looks for its parent every five seconds only, and holds shared memory until then.
     """
     del worker_id
+    _send_at_parents_death(signal.SIGKILL)
+
+
+def stop_with_launcher() -> None:
+    """Send this rank SIGTERM when the launcher that started it dies (Linux).
+
+    A launcher that is killed leaves its ranks training, and a restart would race them. A process
+    that no launcher started, and that may outlive its shell, is left alone.
+    """
+    if "LOCAL_RANK" in os.environ:
+        _send_at_parents_death(signal.SIGTERM)
+
+
+def _send_at_parents_death(number: signal.Signals) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def live_as_parent(worker_id: int = 0) -> None:
@@ -78,9 +86,10 @@ def claim_caches(folders: Iterable[str]) -> None:
     Raises:
         ValueError: A living process of this machine uses one of them.
     """
-    ours = {os.path.abspath(folder) for folder in folders} - _claimed.keys()
-    for folder in sorted(ours):
-        _claimed[folder] = _lock(folder)
+    ours = {os.path.abspath(folder) for folder in folders}
+    _check_writable(ours)
+    ours = {folder for folder in ours if hold(_lock_path(folder), folder, _CACHE_ADVICE)}
+    for folder in ours:
         remove_partials(Path(folder))
     for taken, stale in _blocks_of(ours):
         for path in stale:
@@ -104,16 +113,9 @@ def look_at_caches(folders: Iterable[str]) -> list[str]:
     Raises:
         ValueError: A living process of this machine uses one of them.
     """
-    ours = {os.path.abspath(folder) for folder in folders} - _claimed.keys()
-    for folder in sorted(ours):
-        with suppress(FileNotFoundError):  # nobody has ever used it
-            lock = os.open(_lock_path(folder), os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(_in_use(folder, lock)) from None
-            finally:
-                os.close(lock)
+    ours = {os.path.abspath(folder) for folder in folders}
+    _check_writable(ours)
+    ours = {folder for folder in ours if check_free(_lock_path(folder), folder, _CACHE_ADVICE)}
     return [
         f"{len(stale)} blocks of shared memory of a killed run for {', '.join(sorted(taken))}"
         for taken, stale in _blocks_of(ours)
@@ -127,36 +129,17 @@ def _blocks_of(ours: set[str]) -> Iterator[tuple[set[str], list[Path]]]:
             yield taken, sorted(SHARED_MEMORY.glob(f"{block.name.removesuffix(LOCALS)}*"))
 
 
-def _lock(folder: str) -> int:
-    """Lock a folder for as long as this process and its children live."""
-    lock = os.open(_lock_path(folder), os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                message = _in_use(folder, lock)
-                os.close(lock)
-                raise ValueError(message) from None
-            time.sleep(0.1)
-        else:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-            return lock
+def _check_writable(folders: Iterable[str]) -> None:
+    for folder in folders:
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"{folder} cannot be written by user {os.getuid()}, it belongs to user "
+                f"{os.stat(folder).st_uid}; give this run a cache of its own (`local` in the yaml)"
+            )
 
 
 def _lock_path(folder: str) -> Path:
-    name = f"vlm_composer-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
-    return Path(tempfile.gettempdir(), name)
-
-
-def _in_use(folder: str, lock: int) -> str:
-    holder = os.pread(lock, 20, 0).decode() or "another process"
-    return (
-        f"{folder} is in use by process {holder}; end that run or give this one a cache of its "
-        "own (`local` in the yaml)"
-    )
+    return user_folder() / f"cache-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
 
 
 def _folders_of(block: Path) -> list[str]:

@@ -21,6 +21,7 @@ from vlm_composer.preflight.towers import (
     check_tokenizer,
     check_vision_tower,
 )
+from vlm_composer.training.ownership import check_ownership, take_ownership
 
 Report = dict[str, list[Finding]]
 """What each check found, by its name, in the order of the report."""
@@ -34,9 +35,9 @@ def check_run(config: TrainConfig, device: str, *, starting: bool) -> Report:
     Args:
         config: The run.
         device: "cpu" or "gpu".
-        starting: The run goes on from here: its caches are taken and what killed runs hold of them
-            is freed; a store that is away is waited for; memory is not estimated, which would take
-            seconds. Otherwise nothing is changed and nothing waited for.
+        starting: The run starts: its folders and caches are locked and what killed runs hold of
+            the caches is freed; an unavailable store is waited for; memory is not estimated, which
+            would take seconds. Otherwise nothing is changed and nothing waited for.
 
     Returns:
         The same on every rank.
@@ -78,6 +79,8 @@ def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     if starting and any(f.level == "failure" for found in report.values() for f in found):
         starting = False  # the run ends here: it takes nothing
     report["leftovers"] = _check_leftovers(config, take=starting)
+    if leads:
+        report["run folder"] = _check_ownership(config, take=starting)
     return {name: list(found) for name, found in report.items() if found}
 
 
@@ -110,6 +113,13 @@ def _check_leftovers(config: TrainConfig, *, take: bool) -> Findings:
             found.warn(text, "the next run that is started frees them")
         if not left:
             found.ok(f"no other run uses {', '.join(caches)}")
+    return found
+
+
+def _check_ownership(config: TrainConfig, *, take: bool) -> Findings:
+    found = Findings()
+    with found.failing():
+        (take_ownership if take else check_ownership)(config)
     return found
 
 

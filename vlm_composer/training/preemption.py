@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -24,6 +25,10 @@ SAME_SIGNAL_SECONDS = 2.0
 ranks again."""
 
 
+ORPHAN_SECONDS = 30.0
+"""How long a rank whose launcher is dead has to save: what Composer's launcher gives."""
+
+
 class Preempted(Exception):
     """The run was told to stop, and has saved its checkpoint."""
 
@@ -33,7 +38,7 @@ class GracefulStop(Callback):
 
     It looks after every batch, of training and of evaluation; an evaluation that is under way is
     given up. A second SIGTERM ends the process at once. Composer's launcher gives the ranks 30
-    seconds.
+    seconds; a rank whose launcher is dead gives itself as many.
 
     Args:
         checkpointer: Saves.
@@ -42,6 +47,7 @@ class GracefulStop(Callback):
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
         self._asked_at: float | None = None
+        self._parent = os.getppid()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Take SIGTERM over from Composer, which ends the process."""
@@ -63,6 +69,10 @@ class GracefulStop(Callback):
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
+            if os.getppid() != self._parent:  # a peer that died with it would be waited for
+                end = threading.Timer(ORPHAN_SECONDS, os._exit, [EXIT_CODE])
+                end.daemon = True
+                end.start()
         elif now - self._asked_at > SAME_SIGNAL_SECONDS:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)

@@ -35,6 +35,7 @@ from vlm_composer.training.guards import FreezeGuard, NaNGuard, ShortEpochGuard,
 from vlm_composer.training.hardware import choose_precision, measure_peak_flops
 from vlm_composer.training.logging_setup import build_loggers
 from vlm_composer.training.optimization import build_optimizer, build_scheduler
+from vlm_composer.training.ownership import ReleaseFolders
 from vlm_composer.training.parallelism import (
     FixedBuckets,
     average_gradients,
@@ -91,6 +92,7 @@ def build_trainer(
         facts = {"towers": towers, "settings": asdict(config)}
         checkpointer = Checkpointer(save_folder, config.save_interval, facts)
         callbacks += [checkpointer, GracefulStop(checkpointer)]
+    callbacks.append(ReleaseFolders(config))  # once the last checkpoint is written
     trainer = Trainer(
         model=model,
         optimizers=build_optimizer(model, config.optimizer),
