@@ -33,6 +33,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     BROKEN_IMAGE = "broken_image"
     BAD_DIMENSIONS = "bad_dimensions"
+    UNKNOWN_GREY_RANGE = "unknown_grey_range"
     TOO_LARGE = "too_large"
     DUPLICATE = "duplicate"
     """Left out on request, for which it is in rejects.jsonl; it is none of the rejects."""

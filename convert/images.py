@@ -6,17 +6,18 @@ decoding): the same are taken and the same rejected as by decoding it in full, i
 """
 
 import warnings
-from io import BytesIO
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from convert.errors import Reason, Rejected
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What is taken for an image. Pillow opens fifty others, some through outside programs."""
-
-MAX_PIXELS = 1 << 26
-"""8192 × 8192: more, in a file of captions, is a decompression bomb (or 200 MB for one sample)."""
+from vlm_composer.images.pil import (
+    GreyRangeError,
+    ImageTooLargeError,
+    describe_error,
+    open_image,
+    orientation,
+    to_rgb,
+)
 
 MIN_SIDE = 2
 """Pixels. An image one pixel wide or high is a tracking pixel or a rule, not a picture."""
@@ -36,28 +37,27 @@ def check_image(data: bytes) -> tuple[int, int]:
         sets upright what EXIF says is not.
 
     Raises:
-        Rejected: If it is not an image of one of `FORMATS`, its dimensions are absurd, or it
+        Rejected: If it is not an image of one of `pil.FORMATS`, its dimensions are absurd, or it
             cannot be decoded to the end and converted to RGB.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header only
+            warnings.simplefilter("ignore")  # of broken tags, say
+            with open_image(data) as image:
                 width, height = image.size
                 _check_dimensions(width, height)
                 if image.format == "JPEG" and image.mode in ("RGB", "L"):
                     image.draft(None, (1, 1))  # the smallest scale that libjpeg has
                 image.load()  # decodes; an animation gives its first frame
-                if image.mode != "RGB":  # else it would only be copied
-                    image.convert("RGB")
-                return (height, width) if _lies_on_its_side(image) else (width, height)
+                if image.mode not in ("RGB", "L"):  # of these no conversion fails
+                    to_rgb(image)
+                return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
     except Rejected:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Rejected(
-            Reason.BAD_DIMENSIONS, f"over the limit of {MAX_PIXELS} pixels (Pillow: {error})"
-        ) from error
+    except ImageTooLargeError as error:
+        raise Rejected(Reason.BAD_DIMENSIONS, str(error)) from error
+    except GreyRangeError as error:
+        raise Rejected(Reason.UNKNOWN_GREY_RANGE, str(error)) from error
     except UnidentifiedImageError as error:
         raise Rejected(
             Reason.NOT_AN_IMAGE, f"{len(data)} bytes that start with {data[:8]!r}"
@@ -65,23 +65,12 @@ def check_image(data: bytes) -> tuple[int, int]:
     except Exception as error:
         # Bad data makes Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error,
         # IndexError, zlib.error, … None of them is worth stopping a run of 558,128 images.
-        raise Rejected(Reason.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
-
-
-def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether EXIF says so. As in training, a tag that cannot be read says nothing."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # SyntaxError, ValueError, struct.error, …
-        return False
+        text = f"{type(error).__name__}: {describe_error(error)}"
+        raise Rejected(Reason.BROKEN_IMAGE, text) from error
 
 
 def _check_dimensions(width: int, height: int) -> None:
     short, long = min(width, height), max(width, height)
-    if width * height > MAX_PIXELS:
-        raise Rejected(
-            Reason.BAD_DIMENSIONS, f"{width} × {height} is over the limit of {MAX_PIXELS} pixels"
-        )
     if short < MIN_SIDE or long > MAX_ASPECT * short:
         raise Rejected(
             Reason.BAD_DIMENSIONS,

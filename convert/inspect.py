@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from convert.errors import ConversionError, Rejected
-from convert.images import FORMATS, check_image
+from convert.images import check_image
 from convert.inspect_page import Picture, render_page
 from convert.overview import FoundSample, Inspection, Overview
 from convert.plain_text import plain
 from convert.split import SIDES, Side
+from vlm_composer.images.pil import open_image, to_rgb
 
 PAGE = "inspect.html"
 SHEET = "inspect.png"
@@ -80,13 +80,11 @@ def inspect_data_set(
 
 def _picture(sample: FoundSample) -> Picture:
     """Decodes a sample's image; one that is broken is grey."""
-    from vlm_composer.data.pictures import to_rgb  # takes seconds: it imports torch
-
     try:
         size = check_image(sample.record["image"])
     except Rejected as rejected:
         return Picture(sample, Image.new("RGB", (64, 64), "grey"), (64, 64), str(rejected))
-    with Image.open(io.BytesIO(sample.record["image"]), formats=FORMATS) as file:
+    with open_image(sample.record["image"]) as file:
         image = to_rgb(file)
     image.thumbnail((_SIDE, _SIDE))
     return Picture(sample, image, size)

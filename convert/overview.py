@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +9,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from typing import Any
 
-from PIL import Image
-
 from convert.destination import QUALITY, SUMMARY
 from convert.errors import ConversionError
-from convert.images import FORMATS
 from convert.quality import Statistics
 from convert.split import Side
 from convert.written import INDEX, IndexFaultError, Shard, SideFolder, Written, places
 from vlm_composer.data.schema import Record
+from vlm_composer.images.pil import open_image
 
 LOOKED_AT = 500
 """Samples that the tables are made of where the conversion left no quality.json."""
@@ -195,7 +192,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
 
 
 def _size(image: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:  # reads the header only
+    with open_image(image) as opened:
         return opened.size
 
 

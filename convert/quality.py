@@ -36,6 +36,8 @@ _MAGIC = (
     (b"RIFF", "WEBP"),
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
 )
 
 

@@ -1,9 +1,11 @@
 """`python -m vlm_composer.caption`: a line for every picture, in order, whatever they are."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from exports import png
 from vlm_composer import caption
@@ -60,6 +62,25 @@ def test_a_picture_that_cannot_be_read_stops_nothing(captions, tmp_path):
     assert "cannot identify image file" in rows[1]["error"]
     assert "there is no picture at" in rows[4]["error"]
     assert "3 of 5 pictures could not be read" in err
+
+
+def test_a_folder_gives_every_format_and_says_what_it_passes_over(tmp_path, caplog):
+    forms = {"a.jfif": "JPEG", "b.avif": "AVIF", "c.JPE": "JPEG", "d.tif": "TIFF"}
+    for name, form in forms.items():
+        Image.new("RGB", (9, 9)).save(tmp_path / name, form)
+    for name in ("notes.txt", "f.heic", "g.heic", "plain"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("__MACOSX/a.jpg", "._a.jfif", ".DS_Store"):
+        (tmp_path / name).write_text("of a system")
+    found = list(find_pictures([str(tmp_path)]))
+    assert [Path(picture.name).name for picture in found] == sorted(forms)
+    assert not [picture.open() for picture in found if isinstance(picture.open(), str)]
+    said = caplog.messages
+    assert said == [
+        f"{tmp_path}: passed over 4 files that are not images by their names (2 × .heic, 1 × .txt, "
+        "1 × no suffix); name one to try it."
+    ]
 
 
 def test_globs_take_files_and_the_default_prompt_is_asked(captions, tmp_path):

@@ -21,6 +21,7 @@ from typing import Any
 _PARTIAL = re.compile(r"\..*\.([^.]+)-([0-9]+)\.partial", re.DOTALL)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
+_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}
 ABANDONED_SECONDS = 86400
 """A partial file of another machine or container that nobody has written to for so long is
 deleted: whether its process lives cannot be seen from here."""
@@ -65,6 +66,19 @@ def move_durably(source: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell files that a system keeps beside a user's own: hidden ones, AppleDouble (`._x`,
+    `__MACOSX/`), checkpoints of notebooks, thumbnails.
+
+    Args:
+        name: A path with `/`, relative to what was listed.
+    """
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part.lower() in _SYSTEM_NAMES
+        for part in name.split("/")
+    )
 
 
 class RunLines:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from convert.errors import Reason, Rejected
-from convert.images import MAX_PIXELS, check_image
-from vlm_composer.data.pictures import to_rgb
+from convert.images import check_image
+from vlm_composer.images.pil import MAX_PIXELS, to_rgb
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),
@@ -77,7 +77,7 @@ def test_accepted(data: bytes) -> None:
         pytest.param(b"", Reason.NOT_AN_IMAGE, id="empty"),
         pytest.param(b"<html>404 Not Found</html>", Reason.NOT_AN_IMAGE, id="html"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", Reason.NOT_AN_IMAGE, id="postscript"),
-        pytest.param(encoded(GRADIENT, "TIFF"), Reason.NOT_AN_IMAGE, id="tiff"),
+        pytest.param(encoded(GRADIENT, "SGI"), Reason.NOT_AN_IMAGE, id="sgi"),
         pytest.param(JPEG[: len(JPEG) // 2], Reason.BROKEN_IMAGE, id="half-jpeg"),
         pytest.param(PNG[: len(PNG) // 2], Reason.BROKEN_IMAGE, id="half-png"),
         pytest.param(PNG[:60] + b"\xff" * 8 + PNG[68:], Reason.BROKEN_IMAGE, id="damaged-png"),

@@ -1,8 +1,13 @@
 """Where images and texts stand on a contact sheet, and that no text breaks it."""
 
-import pytest
-from PIL import Image
+import logging
 
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import Image, ImageChops
+
+from vlm_composer.data import contact_sheet
 from vlm_composer.data.contact_sheet import CELL, IMAGE, LINE, Cell, Text, draw_contact_sheet
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -56,3 +61,65 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_any_text_can_be_drawn(text):
     draw_contact_sheet([Cell(square(RED), [Text(text, lines=2), Text(text)])])
+
+
+SCRIPTS = {"cjk": "猫は", "cyrillic": "кот", "arabic": "قطة", "emoji": "a 🐈 b"}
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    monkeypatch.setattr(contact_sheet, "_FONT_FOLDERS", ())
+
+
+def drawn(text):
+    return draw_contact_sheet([Cell(square(RED), [Text(text)])])
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_what_no_font_has_is_counted_and_not_drawn_as_boxes(text, no_fonts, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = drawn(text)
+    lacking = "".join(c for c in text if ord(c) > 127)
+    expected = drawn(text.replace(lacking, f"[{len(lacking)} characters]"))
+    assert ImageChops.difference(found, expected).getbbox() is None
+    (record,) = caplog.records
+    assert "No installed font has" in record.getMessage()
+    assert f"U+{ord(min(lacking)):04X}" in record.getMessage()
+
+
+def test_latin_text_needs_no_other_font(no_fonts, caplog):
+    found = drawn("Ünïcode, a café…")
+    assert not caplog.records
+    assert ImageChops.difference(found, drawn("Unicode, a cafe…")).getbbox() is None
+
+
+def font_with(path, character):
+    """A font that has one character: a full square."""
+    pen = TTGlyphPen(None)
+    for at, corner in enumerate([(0, 0), (0, 900), (900, 900), (900, 0)]):
+        (pen.lineTo if at else pen.moveTo)(corner)
+    pen.closePath()
+    empty = TTGlyphPen(None).glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square"})
+    builder.setupGlyf({".notdef": empty, "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Square", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_a_font_of_the_system_draws_what_the_built_in_one_lacks(monkeypatch, tmp_path, caplog):
+    (tmp_path / "a broken.ttf").write_bytes(b"no font")
+    font_with(tmp_path / "b.ttf", "猫")
+    monkeypatch.setattr(contact_sheet, "_FONT_FOLDERS", (str(tmp_path), "/nowhere"))
+    text = drawn("猫").crop((0, IMAGE + 20, CELL, IMAGE + 52 + LINE)).convert("L")
+    assert not caplog.records
+    left, top, right, bottom = text.point(lambda level: 255 * (level < 128)).getbbox()
+    assert (right - left, bottom - top) in {(12, 12), (12, 13), (13, 13), (13, 12)}, "0.9 × 14"
+    assert text.crop((left + 1, top + 1, right - 1, bottom - 1)).getextrema()[1] == 0, "full"
+    drawn("猫は")  # it has one of the two: a number stands for both
+    assert "has 2 characters" in caplog.text

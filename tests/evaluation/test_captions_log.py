@@ -3,14 +3,17 @@ and as a W&B table."""
 
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 import torch
 from composer.utils import dist, reproducibility
 from PIL import Image
 
+from convert import convert_llava
 from convert.feature_pass import make_features
 from runs import metrics_of, run, start
 from vlm_composer.assembly import assemble_model, assemble_template
@@ -18,6 +21,27 @@ from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.evaluation.captions_log import picture_names
 from vlm_composer.loaders import assemble_encoder
+
+
+@pytest.fixture
+def pairs_of(tmp_path):
+    """Makes a data set whose samples have given ids; returns its folder."""
+
+    def make(ids):
+        images = tmp_path / "images"
+        images.mkdir()
+        items = []
+        for number, name in enumerate(ids):
+            Image.new("RGB", (40, 30), (9 * number, 0, 0)).save(images / f"{number}.png")
+            turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+            items.append({"id": name, "image": f"{number}.png", "conversations": turns})
+        (tmp_path / "pairs.json").write_text(json.dumps(items))
+        out = tmp_path / "mds"
+        convert_llava(tmp_path / "pairs.json", images, out, eval_ratio=0, show_progress=False)
+        return out / "train"
+
+    return make
+
 
 LOGGED = {"captions": {"num_images": 3, "max_new_tokens": 6}}
 HYBRID = {"parallelism": "hybrid", "fsdp_config": {"data_parallel_shard_degree": 1}}
@@ -166,6 +190,42 @@ def test_wandb_gets_a_table_with_the_pictures(tiny_yaml, tmp_path):
 def test_names_of_pictures_are_plain_and_differ():
     names = picture_names(["a/../b", "7", "7", "", "ü x", "n" * 300])
     assert names == ["a_.._b.jpg", "7.jpg", "7-2.jpg", "_.jpg", "ü_x.jpg", "n" * 100 + ".jpg"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["a", "a-2", "a"],
+        ["a", "a-1", "a", "a-3", "a"],
+        ["A", "a", "ß", "SS"],
+        ["caf\u00e9", "cafe\u0301"],
+        ["猫" * 100, "猫" * 100 + "2", "x" + "猫" * 99, "🐈" * 99, "é" * 300],
+        ["", ".", "..", "/", "\0", "\n", "\ud83d", "con", "~", "-"],
+    ],
+)
+def test_any_ids_give_names_that_every_file_system_tells_apart(ids, tmp_path):
+    names = picture_names(ids)
+    assert len(names) == len(ids)
+    compared = {unicodedata.normalize("NFD", name).lower() for name in names}
+    assert len(compared) == len(ids)
+    for name in names:
+        assert re.fullmatch(r"[^/\0]+\.jpg", name)
+        assert not name.startswith(".")
+        assert len(name.encode()) <= 255
+        (tmp_path / name).touch()
+    assert len(list(tmp_path.iterdir())) == len(ids)
+    assert picture_names(ids) == names
+
+
+def test_an_evaluation_of_long_ids_in_any_script_is_captioned(tiny_config, tmp_path, pairs_of):
+    pairs = pairs_of(["猫" * 100, "猫" * 100 + "!", "a"])
+    loader = {"dataset": {"local": str(pairs)}, "num_workers": 0}
+    trainer, _, _ = start(tiny_config(eval_loader=loader, callbacks=LOGGED))
+    trainer.eval()
+    trainer.close()
+    lines = logged(tmp_path / "run", 0)
+    assert len({line["image"] for line in lines}) == 3
+    assert all((tmp_path / "run" / "captions" / line["image"]).is_file() for line in lines)
 
 
 def test_a_run_without_an_evaluation_set_captions_nothing(tiny_config, tmp_path):

@@ -7,7 +7,7 @@ import sys
 from vlm_composer.export.code_files import code_files
 
 ALLOWED = {"torch", "transformers", "numpy", "PIL", *sys.stdlib_module_names}
-ROOMS = ("export.remote_code", "models", "data")
+ROOMS = ("export.remote_code", "models", "data", "images")
 
 
 def source_of(name):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from vlm_composer.config.data import ImageDecoder
-from vlm_composer.data.pictures import orientation, scale_to_square, to_rgb, to_tensor
+from vlm_composer.images.pil import (
+    describe_error,
+    open_image,
+    orientation,
+    scale_to_square,
+    to_rgb,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +53,7 @@ def decode_image(
     A filter that torch does not have is PIL's, and so is then everything.
 
     Args:
-        data: JPEG, PNG or whatever else PIL reads.
+        data: A file of one of `pil.FORMATS`.
         size: Side S in pixels.
         resample: PIL's filter.
         decoder: Who decodes and scales.
@@ -56,23 +63,31 @@ def decode_image(
         uint8 RGB (3, S, S): `out`, where it is given.
 
     Raises:
-        ValueError: The bytes are not an image that PIL can read.
+        ValueError: The bytes are not an image of those formats, or too many pixels, or grey levels
+            without a known white.
     """
     scale = TORCH_FILTERS.get(Image.Resampling(resample)) if decoder == "torchvision" else None
     try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+        with open_image(data) as image:
             if scale is None:
-                scaled = scale_to_square(image, size, resample)
-                return scaled if out is None else out.copy_(scaled)
+                scaled = _channels_first(scale_to_square(image, size, resample))
+                return scaled.contiguous() if out is None else out.copy_(scaled)
             pixels = _decode_jpeg(data) if _is_torchvisions(image) else None
             if pixels is None:
-                pixels = to_tensor(to_rgb(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{len(data)} bytes that are not a readable image: {error}") from error
+                pixels = _channels_first(np.array(to_rgb(image)))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{len(data)} bytes that are not a readable image: {describe_error(error)}"
+        ) from error
     if out is None:
         out = torch.empty(3, size, size, dtype=torch.uint8)
     scale(pixels[None], (size, size), False, None, None, out=out[None])
     return out
+
+
+def _channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """View RGB (H, W, 3) as (3, H, W)."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _is_torchvisions(image: Image.Image) -> bool:

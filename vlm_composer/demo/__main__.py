@@ -8,7 +8,6 @@ see, and writes the run's report. Run from the project's root.
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import shutil
@@ -24,11 +23,11 @@ from convert import ConversionError, convert_llava
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.contact_sheet import Cell, Text, draw_contact_sheet
-from vlm_composer.data.pictures import to_rgb
 from vlm_composer.demo.downloads import DownloadError
 from vlm_composer.demo.pairs import PROMPT, prepare_pairs
 from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.images.pil import open_image, to_rgb
 from vlm_composer.loaders import assemble_encoder
 from vlm_composer.report.write import write_report
 from vlm_composer.training.checkpoint_file import load_connector
@@ -110,9 +109,14 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
     pixels = encoder.images(chosen)["pixel_values"]
     texts = caption_images(model.eval(), template, pixels, PROMPT, max_new_tokens=16)
     return [
-        Caption(to_rgb(Image.open(io.BytesIO(record["image"]))), record["answer"], text)
+        Caption(_image(record), record["answer"], text)
         for record, text in zip(chosen, texts, strict=True)
     ]
+
+
+def _image(record: dict) -> Image.Image:
+    with open_image(record["image"]) as image:
+        return to_rgb(image)
 
 
 def _records(folder: str) -> list[dict]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import logging
 import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +16,14 @@ import torch
 from composer.core import State
 from composer.loggers import Logger, WandBLogger
 from composer.utils import dist
-from PIL import Image
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.encoder import BatchEncoder
-from vlm_composer.data.pictures import to_rgb
 from vlm_composer.evaluation.at_evaluation import AtEvaluation, evenly_chosen, my_share
 from vlm_composer.evaluation.captioning import caption_images
+from vlm_composer.images.pil import open_image, to_rgb
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.ranks import on_every_rank, on_rank_zero
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 PICTURE_SIZE = 384
 """Longest side of the pictures beside the captions, in pixels."""
+_NAME_BYTES = 200
+"""Of a file's name, without what tells it from others; file systems take 255."""
 
 
 class HeldOut(NamedTuple):
@@ -136,7 +138,8 @@ class CaptionLog(AtEvaluation):
         for name, sample in zip(names, self._samples, strict=True):
             paths.append(f"images/{name}" if sample.file else None)
             if sample.file:
-                picture = to_rgb(Image.open(io.BytesIO(sample.file)))
+                with open_image(sample.file) as image:
+                    picture = to_rgb(image)
                 picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
                 picture.save(self._folder / "images" / name, quality=90)
         return paths
@@ -172,9 +175,18 @@ def _texts(line: dict[str, str | None]) -> list[str | None]:
 
 
 def picture_names(ids: Sequence[str]) -> list[str]:
-    """File names for samples, whose ids may hold anything and need not differ."""
-    names: list[str] = []
+    """Return file names for samples, whose ids may hold anything and need not differ.
+
+    They differ on file systems that ignore case and compare normalised names, too.
+    """
+    names: dict[str, str] = {}
     for place, name in enumerate(ids):
-        plain = re.sub(r"[^\w.-]", "_", name)[:100].strip(".") or "_"
-        names.append(f"{plain}.jpg" if f"{plain}.jpg" not in names else f"{plain}-{place}.jpg")
-    return names
+        plain = re.sub(r"[^\w.-]", "_", name)[:100].encode()[:_NAME_BYTES].decode(errors="ignore")
+        plain = plain.strip(".") or "_"
+        different = (f"{plain}-{number}.jpg" for number in itertools.count(place))
+        for found in itertools.chain([f"{plain}.jpg"], different):
+            compared = unicodedata.normalize("NFC", found).casefold()
+            if compared not in names:
+                names[compared] = found
+                break
+    return list(names.values())

@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import io
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from vlm_composer.data.pictures import to_rgb
+from vlm_composer.images.pil import (
+    FORMATS,
+    GreyRangeError,
+    ImageTooLargeError,
+    describe_error,
+    open_image,
+    to_rgb,
+)
+from vlm_composer.local_files import is_hidden
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2"}
+    suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS
 )
-"""What is taken for a picture in a folder or below a prefix."""
+"""How the names of images end, in lower case, in a folder or below a prefix."""
 STORE_TIMEOUT = 60.0
 """Seconds that a bucket may be away."""
 
@@ -42,12 +53,13 @@ class Picture:
     def open(self) -> Image.Image | str:
         """Return the picture, upright and in RGB, or what is wrong with it."""
         try:
-            with Image.open(io.BytesIO(self.read())) as image:
+            with open_image(self.read()) as image:
                 return to_rgb(image)
-        except OSError as error:  # a store or a file that cannot be read, and most bad pictures
-            return str(error)
         except Exception as error:  # PIL's decoders raise SyntaxError, ValueError, struct.error, …
-            return f"not a readable picture: {type(error).__name__}: {error}"
+            text = describe_error(error)
+            if isinstance(error, OSError | ImageTooLargeError | GreyRangeError):
+                return text  # a store or a file that cannot be read, and most bad images
+            return f"not a readable image: {type(error).__name__}: {text}"
 
 
 def find_pictures(places: Sequence[str]) -> Iterator[Picture]:
@@ -70,7 +82,8 @@ def find_pictures(places: Sequence[str]) -> Iterator[Picture]:
 def _on_disk(place: str) -> Iterator[Picture]:
     path = Path(place)
     if path.is_dir():
-        found = sorted(x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
+        files = [x for x in path.rglob("*") if x.is_file()]
+        found = sorted(map(Path, _images_among(map(str, files), place)))
     elif path.exists() or not glob.has_magic(place):
         found = [path]
     else:
@@ -91,15 +104,34 @@ def _in_bucket(place: str) -> Iterator[Picture]:
     elif Path(key).suffix.lower() in SUFFIXES:
         names = [key]
     else:
-        names = [
-            name
-            for name in _names(store, f"{key}/" if key else "")
-            if Path(name).suffix.lower() in SUFFIXES
-        ]
+        names = _images_among(_names(store, f"{key}/" if key else ""), place)
     if not names:
         yield _none_at(place)
     for name in names:
         yield Picture(f"{store.url}/{name}", lambda name=name: _download(store, name))  # type: ignore[misc]
+
+
+def _images_among(names: Iterable[str], place: str) -> list[str]:
+    """Return the names of images, and log how many others there are."""
+    found, others = [], Counter[str]()
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        if is_hidden(name.removeprefix(place)):
+            continue
+        if suffix in SUFFIXES:
+            found.append(name)
+        else:
+            others[suffix or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(
+            f"{count} × {suffix}"
+            for suffix, count in sorted(others.items(), key=lambda x: (-x[1], x[0]))[:5]
+        )
+        log.warning(
+            "%s: passed over %d files that are not images by their names (%s); name one to try it.",
+            place, others.total(), kinds,
+        )  # fmt: skip
+    return found
 
 
 def _names(store: Store, prefix: str) -> list[str]:

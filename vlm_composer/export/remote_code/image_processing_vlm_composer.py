@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from vlm_composer.data.pictures import scale_to_square
+from vlm_composer.images.pil import open_image, scale_to_square
 
 
 class VLMComposerImageProcessor(BaseImageProcessor):
@@ -71,13 +71,14 @@ class VLMComposerImageProcessor(BaseImageProcessor):
         if isinstance(image, list | tuple) and len(image) == 1:
             (image,) = image
         if isinstance(image, str):
-            with Image.open(image) as opened:
+            with open_image(image) as opened:
                 return self.pixels_of(opened)
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise ValueError(f"{type(image).__name__}: give PIL images, uint8 arrays or paths")
-        return scale_to_square(image, self.size["height"], self.resample)
+        pixels = scale_to_square(image, self.size["height"], self.resample)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 pixels (B, 3, S, S) in fp32."""

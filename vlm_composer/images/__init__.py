@@ -1,0 +1,1 @@
+"""Images: what Pillow opens, as upright RGB pixels."""
