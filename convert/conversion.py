@@ -24,7 +24,7 @@ from convert.staging import Scratch
 from convert.summary import Summary
 from convert.tasks import Job
 
-CONVERTER = 2
+CONVERTER = 3
 """Goes up when the same sources and settings would give other shards: a run begun before is then
 refused."""
 

@@ -17,7 +17,7 @@ from convert.duplicates import count_sharing
 from convert.errors import NoDataSet, Reason
 from convert.journal import Journal, hashes_name
 from convert.progress import RejectBudget
-from convert.quality import PLACEHOLDER_TEXTS, Quality, Statistics
+from convert.quality import PLACEHOLDER_TEXTS, Quality, Statistics, TurnCounts
 from convert.split import SIDES, Side
 from convert.summary import Counts, Summary
 from convert.tasks import Job, Report
@@ -34,12 +34,14 @@ class _Tally:
     by_reason: Counter[str] = field(default_factory=Counter)
     shards: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
+    turns: TurnCounts = field(default_factory=TurnCounts)
 
     def add(self, report: Report) -> None:
         self.samples_in += report.samples_in
         self.moved_to_train += report.moved_to_train
         self.samples += report.samples
         self.by_reason += report.by_reason
+        self.turns.merge(report.statistics.turns)
         for folder, shards in report.shards.items():
             self.shards[folder.rpartition("/")[2]] += len(shards)
             self.bytes += num_bytes(shards)
@@ -61,6 +63,8 @@ class _Tally:
             rejected_by_reason=rejects,
             duplicates=self.by_reason[Reason.DUPLICATE],
             moved_to_train=self.moved_to_train,
+            several_rounds=self.turns.several_rounds,
+            dropped_turns=self.turns.dropped_turns,
             shards={side: self.shards[side] for side in SIDES if self.shards[side]},
             bytes=self.bytes,
         )

@@ -209,6 +209,11 @@ def _tables_of_quality(quality: Mapping[str, Any]) -> Iterator[Table]:
             ("the same image and text as an earlier sample", quality["exact_duplicates"]),
             ("the same image, another text", quality["same_image_other_text"]),
             ("images with many texts (placeholders?)", quality["placeholder_images"]),
+            *(
+                ("more than one round (only the first is used)", turns["several_rounds"])
+                for turns in [quality.get("turns")]  # older conversions did not count them
+                if turns
+            ),
         ],
     )
     if quality["rejected_by_reason"]:

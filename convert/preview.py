@@ -17,7 +17,7 @@ from pathlib import Path
 from convert.conversion import SHARD_BYTES
 from convert.errors import ConversionError, Rejected
 from convert.plain_text import plain
-from convert.record import read_record
+from convert.record import count_turns, read_record
 from convert.source_options import add_source_options, specs_of
 from convert.sources.opening import SourceSpec, open_source
 from convert.sources.source import Item, Source
@@ -88,6 +88,8 @@ class Previewer:
         )
         yield f"prompt    {plain(record['prompt'])}"
         yield f"answer    {plain(record['answer'])}"
+        if turns := count_turns(picked.item).dropped:
+            yield f"dropped   {turns} turns that are not of the first round"
         try:
             tokens = self._view.tokens(record)
         except ValueError as error:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from convert.duplicates import Sharing
+from convert.record import Turns
 from vlm_composer.data.schema import Record
 
 WORDS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
@@ -104,8 +105,34 @@ class PromptCounts:
         self.others += other.others
 
 
+@dataclass
+class TurnCounts:
+    """Turns of the samples' conversations."""
+
+    several_rounds: int = 0
+    """Samples with more than one round, of which they have the first."""
+
+    with_dropped_turns: int = 0
+    """Samples with turns that are not used: further rounds, turns without an answer, of others."""
+
+    dropped_turns: int = 0
+    """Turns that are not used."""
+
+    def add(self, turns: Turns) -> None:
+        """Count a sample's."""
+        self.several_rounds += turns.rounds > 1
+        self.with_dropped_turns += turns.dropped > 0
+        self.dropped_turns += turns.dropped
+
+    def merge(self, other: TurnCounts) -> None:
+        """Count what another has counted."""
+        self.several_rounds += other.several_rounds
+        self.with_dropped_turns += other.with_dropped_turns
+        self.dropped_turns += other.dropped_turns
+
+
 class Statistics:
-    """Lengths, sizes and prompts of some samples."""
+    """Lengths, sizes, prompts and turns of some samples."""
 
     def __init__(self) -> None:
         self.histograms = {
@@ -117,14 +144,18 @@ class Statistics:
         }
         self.formats: Counter[str] = Counter()
         self.prompts = PromptCounts()
+        self.turns = TurnCounts()
 
-    def add(self, record: Record, size: tuple[int, int]) -> None:
+    def add(self, record: Record, size: tuple[int, int], turns: Turns | None = None) -> None:
         """Count a sample.
 
         Args:
             record: The sample.
             size: Its image's (width, height) in pixels.
+            turns: Those of the item that it was made of, where they are known.
         """
+        if turns is not None:
+            self.turns.add(turns)
         image, answer = record["image"], record["answer"]
         numbers = (*size, len(image), len(answer.split()), len(answer))
         for histogram, number in zip(self.histograms.values(), numbers, strict=True):
@@ -138,6 +169,7 @@ class Statistics:
             histogram.merge(other.histograms[name])
         self.formats += other.formats
         self.prompts.merge(other.prompts)
+        self.turns.merge(other.turns)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, for `from_json`."""
@@ -145,6 +177,7 @@ class Statistics:
             "histograms": {name: asdict(value) for name, value in self.histograms.items()},
             "formats": dict(self.formats),
             "prompts": asdict(self.prompts),
+            "turns": asdict(self.turns),
         }
 
     @classmethod
@@ -156,6 +189,7 @@ class Statistics:
         }
         statistics.formats = Counter(value["formats"])
         statistics.prompts = PromptCounts(**value["prompts"])
+        statistics.turns = TurnCounts(**value["turns"])
         return statistics
 
 
@@ -178,6 +212,9 @@ class Quality:
     placeholder_examples: list[dict[str, Any]]
     """Of these the worst: their number of samples and of different texts, and their first items as
     in rejects.jsonl."""
+
+    turns: dict[str, int]
+    """See `TurnCounts`."""
 
     captions: dict[str, dict[str, Any]]
     """Of the answers, histograms of `words` and `characters`."""
@@ -226,6 +263,7 @@ class Quality:
             same_image_other_text=sharing.same_image_other_text,
             placeholder_images=sharing.much_shared,
             placeholder_examples=list(examples),
+            turns=asdict(statistics.turns),
             captions={name: histograms[name] for name in ("words", "characters")},
             images={name: histograms[name] for name in ("width", "height", "bytes")},
             formats=dict(statistics.formats),
@@ -241,6 +279,17 @@ class Quality:
     def alarms(self) -> list[str]:
         """What somebody should look at before training on it, a line each."""
         alarms = []
+        several, others = self.turns["several_rounds"], self.turns["with_dropped_turns"]
+        if several:
+            alarms.append(
+                f"{several:,} of {self.samples:,} samples have more than one round; only the first "
+                "is used"
+            )
+        if others > several:
+            alarms.append(
+                f"{others - several:,} of {self.samples:,} samples have turns that belong to no "
+                "round, such as a greeting or a system prompt; they are not used"
+            )
         if self.placeholder_images:
             worst = self.placeholder_examples[0]
             alarms.append(

@@ -1,7 +1,10 @@
 """One LLaVA item → one record, or the reason why not."""
 
 import reprlib
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+from unicodedata import category
 
 from convert.errors import Reason, Rejected
 from convert.images import check_image
@@ -10,6 +13,14 @@ from vlm_composer.data.schema import IMAGE_PLACEHOLDER, Record
 
 _quote = reprlib.Repr()  # repr() of what a source holds could be of any length and depth
 _quote.maxstring = _quote.maxother = 100
+
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
+_FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | {
+    *map(chr, range(0xFE00, 0xFE10)),
+    *map(chr, range(0xE0100, 0xE01F0)),
+}
+"""Characters of other categories that show nothing by themselves: the combining grapheme joiner,
+Hangul fillers, the blank Braille pattern, variation selectors."""
 
 
 def read_record(item: Item) -> tuple[Record, tuple[int, int]]:
@@ -43,7 +54,7 @@ def read_fields(item: Item) -> Record:
         raise fields
     if not isinstance(fields, dict):
         raise Rejected(Reason.NOT_AN_OBJECT, f"a {type(fields).__name__}, not an object")
-    sample_id = _sample_id(fields)
+    sample_id = without_mark(_sample_id(fields))
     prompt, answer = _prompt_and_answer(fields.get("conversations"))
     for field, text in (("id", sample_id), ("prompt", prompt), ("answer", answer)):
         _check_unicode(field, text)
@@ -64,15 +75,21 @@ def _sample_id(fields: dict[str, object]) -> str:
 
 
 def _prompt_and_answer(turns: object) -> tuple[str, str]:
+    """Return the first round: the first human turn that a gpt turn directly follows, and that one.
+
+    As in LLaVA, a leading gpt turn is not answered by anything. What stands after the round is not
+    looked at, but for a placeholder that the round lacks.
+    """
     if not isinstance(turns, list) or not turns:
         raise Rejected(
             Reason.NO_CONVERSATION, f"conversations is {_quote.repr(turns)}, not a list of turns"
         )
-    prompt = _first_turn(turns, "human", Reason.NO_HUMAN_TURN)
-    answer = _first_turn(turns, "gpt", Reason.NO_GPT_TURN)
-
-    if not answer.strip():
-        raise Rejected(Reason.EMPTY_ANSWER, f"the first gpt turn is {_quote.repr(answer)}")
+    place = _first_round(turns)
+    prompt, answer = _value(turns[place], "human"), _value(turns[place + 1], "gpt")
+    if shows_nothing(answer):
+        raise Rejected(
+            Reason.EMPTY_ANSWER, f"the first answer is {answer[:100]!a}, which shows nothing"
+        )
     if IMAGE_PLACEHOLDER in answer:
         raise Rejected(
             Reason.PLACEHOLDER_IN_ANSWER, f"{IMAGE_PLACEHOLDER} in {_quote.repr(answer)}"
@@ -83,23 +100,71 @@ def _prompt_and_answer(turns: object) -> tuple[str, str]:
             Reason.SEVERAL_PLACEHOLDERS, f"{placeholders} × {IMAGE_PLACEHOLDER} for one image"
         )
     if placeholders == 0:
+        for number, turn in enumerate(turns):
+            if isinstance(turn, dict) and IMAGE_PLACEHOLDER in str(turn.get("value")):
+                raise Rejected(
+                    Reason.PLACEHOLDER_ELSEWHERE,
+                    f"{IMAGE_PLACEHOLDER} stands in turn {number}, and the first round is turns "
+                    f"{place} and {place + 1}",
+                )
         on_new_line = not prompt or prompt.endswith("\n")
         prompt += IMAGE_PLACEHOLDER if on_new_line else f"\n{IMAGE_PLACEHOLDER}"
     return prompt, answer
 
 
-def _first_turn(turns: list[Any], speaker: str, missing: Reason) -> str:
-    for turn in turns:
+def _first_round(turns: list[Any]) -> int:
+    """Return the place of the first human turn that a gpt turn directly follows."""
+    speakers: list[object] = []
+    for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise Rejected(Reason.BAD_TURN, f"a turn is {_quote.repr(turn)}, not an object")
-        if turn.get("from") == speaker:
-            value = turn.get("value")
-            if not isinstance(value, str):
-                raise Rejected(
-                    Reason.BAD_TURN, f"the {speaker} turn's value is {_quote.repr(value)}"
-                )
-            return value
-    raise Rejected(missing, f"none of {len(turns)} turns is from {speaker!r}")
+        speakers.append(turn.get("from"))
+        if speakers[-2:] == ["human", "gpt"]:
+            return number - 1
+    shown = _quote.repr(speakers)
+    for speaker, missing in (("human", Reason.NO_HUMAN_TURN), ("gpt", Reason.NO_GPT_TURN)):
+        if speaker not in speakers:
+            raise Rejected(missing, f"none of {len(turns)} turns is from {speaker!r}: {shown}")
+    raise Rejected(
+        Reason.NO_ROUND, f"no human turn is directly followed by a gpt turn: turns are from {shown}"
+    )
+
+
+def _value(turn: dict[str, Any], speaker: str) -> str:
+    value = turn.get("value")
+    if not isinstance(value, str):
+        raise Rejected(Reason.BAD_TURN, f"the {speaker} turn's value is {_quote.repr(value)}")
+    return without_mark(value)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns of an item that a record was made of."""
+
+    rounds: int
+    """Human turns that a gpt turn directly follows; the record has the first."""
+
+    dropped: int
+    """Turns that are not in the record."""
+
+
+def count_turns(item: Item) -> Turns:
+    """Count the turns of an item that `read_fields` takes."""
+    assert isinstance(item.fields, dict)
+    turns = item.fields["conversations"]
+    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
+    return Turns(list(pairwise(speakers)).count(("human", "gpt")), len(turns) - 2)
+
+
+def without_mark(text: str) -> str:
+    """Return a text without the byte-order marks that it begins with."""
+    return text.lstrip("\ufeff")
+
+
+def shows_nothing(text: str) -> bool:
+    """Tell whether a text has no character that can be seen: white space, byte-order marks,
+    zero-width and control characters, fillers."""
+    return all(category(c) in _UNSEEN or c in _FILLERS for c in text)
 
 
 def _check_unicode(field: str, text: str) -> None:

@@ -11,7 +11,7 @@ def _versions(*more: str) -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """The numbers of a source, or of all together. `samples_in` = `train` + `eval` + `rejected` +
     `duplicates`.
@@ -34,6 +34,12 @@ class Counts:
     moved_to_train: int
     """Items that the split had for evaluation, and whose image is in train as well."""
 
+    several_rounds: int = 0
+    """Samples whose conversation has more than one round, of which the first is used."""
+
+    dropped_turns: int = 0
+    """Turns of samples' conversations that are not used."""
+
     shards: dict[str, int]
     """Shards of each side that was written."""
 
@@ -41,7 +47,7 @@ class Counts:
     """Bytes of all shards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary(Counts):
     """The numbers of a finished conversion."""
 

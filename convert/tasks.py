@@ -19,12 +19,14 @@ from convert.errors import ConversionError, Reason, Rejected
 from convert.mds import ShardBuffer
 from convert.partition import Partition
 from convert.quality import Statistics
-from convert.record import read_fields, read_record
+from convert.record import count_turns, read_fields, read_record
 from convert.sources.source import Item, Source
 from convert.split import EVAL, NOT_TAKEN, SIDES, TRAIN, Side, Split
 from convert.writer import ShardWriter
 
 _TELL_EVERY = 64
+_SHOWN = 200
+"""Characters of a value in a line of rejects.jsonl."""
 _SIDES: dict[int, Side] = {TRAIN: "train", EVAL: "eval"}
 
 
@@ -203,7 +205,7 @@ def write_partition(job: Job, task: Task, tell: Tell) -> Later[tuple[Report, npt
             report.rejects.append(line)
             told.rejects.append(line)
         else:
-            report.statistics.add(record, size)
+            report.statistics.add(record, size, count_turns(item))
             rows.append(hash_record(record, partition.start + offset, int(sides[offset])))
         told.done()
 
@@ -227,15 +229,19 @@ def reject_line(place: dict[str, Any], item: Item, rejected: Rejected) -> dict[s
     fields = item.fields if isinstance(item.fields, dict) else {}
     return {
         **place,
-        "id": _text_or_number(fields.get("id")),
-        "image": _text_or_number(fields.get("image")),
+        "id": _short(fields.get("id")),
+        "image": _short(fields.get("image")),
         "reason": rejected.reason.value,
         "detail": rejected.detail[:500],
     }
 
 
-def _text_or_number(value: object) -> str | int | None:
-    return value if isinstance(value, str | int) else None
+def _short(value: object) -> str | int | None:
+    """Return a text or a number in at most `_SHOWN` characters: an image may be base64."""
+    if not isinstance(value, str | int):
+        return None
+    text = str(value)
+    return value if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
 def _taken(

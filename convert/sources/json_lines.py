@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from convert.errors import Reason, Rejected
+from convert.sources.captions import decode_text
 
 MAX_LINE_BYTES = 1 << 24
 """A longer line is no pair of an image and its text."""
@@ -46,6 +47,8 @@ def decode_line(line: bytes) -> object | Rejected:
         return Rejected(Reason.TOO_LARGE, f"a line of more than {MAX_LINE_BYTES} bytes")
     try:
         # As the items of a list are read: half a surrogate pair is for the record to refuse.
-        return json.loads(line.decode("utf-8", "surrogatepass"))
+        return json.loads(decode_text(line, "surrogatepass"))
+    except Rejected as rejected:
+        return rejected.with_traceback(None)
     except (ValueError, RecursionError) as error:
         return Rejected(Reason.NOT_JSON, f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import ConversionError, Rejected
+from convert.sources.captions import other_encoding
 from convert.sources.files import InputFile, stamp
 from convert.sources.image_places import open_images
 from convert.sources.image_stores import ImageStore, image_name
@@ -67,6 +68,8 @@ class LlavaJson:
     def pieces(self, file: str) -> Iterator[Piece]:
         reader = InputFile(file).buffered()
         with reader:
+            if encoding := other_encoding(reader.peek(4)[:4]):
+                raise ConversionError(f"{file} is a text of {encoding}: save it as UTF-8")
             if self._has_lines:
                 spans: Iterable[tuple[int, int]] = ((a, b) for a, b, _ in lines(reader))
             else:

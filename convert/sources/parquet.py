@@ -93,7 +93,9 @@ class Parquet:
     def _item(self, index: int, value: dict[str, Any], opened: _OpenFile, row: int) -> Item:
         stem = os.path.basename(opened.file).removesuffix(SUFFIXES[0])
         image, text = value[opened.image_column], value[opened.text_column]
-        sample_id = value[opened.id_column] if opened.id_column else f"{stem}-{row:08}"
+        sample_id = value[opened.id_column] if opened.id_column else None
+        if sample_id is None:
+            sample_id = f"{stem}-{row:08}"
         path = image.get("path") if isinstance(image, dict) else image
         path = path if isinstance(path, str) and path else None
 

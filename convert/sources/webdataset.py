@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convert.errors import ConversionError, Reason, Rejected
-from convert.sources.captions import captioned
+from convert.sources.captions import captioned, decode_text
 from convert.sources.json_lines import decode_line
 from convert.sources.patterns import list_files, stamp_files
 from convert.sources.source import PIECE_ITEMS, Item, Piece
@@ -105,9 +105,10 @@ def _fields(sample: TarSample) -> object | Rejected:
         return {"id": value.get("id", sample.key), "image": image, "conversations": turns}
     if isinstance(sample.text, bytes):
         try:
-            caption: object = sample.text.decode().strip()  # a file's last line ends, too
-        except UnicodeDecodeError as error:
-            return Rejected(Reason.NOT_UNICODE, f"the caption of {sample.key!r}: {error}")
+            caption: object = decode_text(sample.text).strip()  # a file's last line ends, too
+        except (UnicodeDecodeError, Rejected) as error:
+            detail = error.detail if isinstance(error, Rejected) else error
+            return Rejected(Reason.NOT_UNICODE, f"the caption of {sample.key!r}: {detail}")
         return captioned(sample.key, image, caption)
     if isinstance(sample.text, Rejected):
         return sample.text

@@ -46,6 +46,11 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], Reason]] = {
     "no value in an answer": (turns(HUMAN, {"from": "gpt"}), Reason.BAD_TURN),
     "no human turn": (turns({"from": "system", "value": "Be kind."}, GPT), Reason.NO_HUMAN_TURN),
     "no gpt turn": (turns(HUMAN, HUMAN), Reason.NO_GPT_TURN),
+    "no answer of its own": (turns(GPT, HUMAN), Reason.NO_ROUND),
+    "<image> in a later turn": (
+        turns(HUMAN, GPT, {"from": "human", "value": "<image>"}),
+        Reason.PLACEHOLDER_ELSEWHERE,
+    ),
     "empty answer": (turns(HUMAN, {"from": "gpt", "value": ""}), Reason.EMPTY_ANSWER),
     "blank answer": (turns(HUMAN, {"from": "gpt", "value": " \n\t"}), Reason.EMPTY_ANSWER),
     "half a surrogate pair in the prompt": (
@@ -86,6 +91,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], Reason]] = {
     "text": (image("text.jpg"), Reason.NOT_AN_IMAGE),
     "truncated": (image("truncated.jpg"), Reason.BROKEN_IMAGE),
     "bomb": (image("bomb.png"), Reason.BAD_DIMENSIONS),
+    "floats": (image("floats.tif"), Reason.UNKNOWN_GREY_RANGE),
     "file larger than a shard": (image("large.jpg"), Reason.TOO_LARGE),
 }  # fmt: skip
 
@@ -103,6 +109,7 @@ def bad_files(pairs: Any) -> Any:
     pairs.write_image("truncated.jpg", good[: len(good) // 2])
     pairs.write_image("large.jpg", good + bytes(SIZE_LIMIT))
     Image.new("1", (9000, 9000)).save(pairs.images / "bomb.png")
+    Image.new("F", (9, 9), 255.0).save(pairs.images / "floats.tif")
     (pairs.images / "link.jpg").symlink_to(pairs.folder / "secret.jpg")
     (pairs.images / "linked").symlink_to(pairs.folder / "images_2")
     (pairs.images / "dangling.jpg").symlink_to("nothing.jpg")
@@ -178,7 +185,7 @@ def test_the_first_turn_of_each_is_taken(pairs: Any) -> None:
             {"from": "system", "value": "Be kind."},
             HUMAN,
             GPT,
-            {"from": "human", "value": "<image>, again?"},
+            {"from": "human", "value": "What else?"},
             {"from": "gpt", "value": ""},
         ],
     )
