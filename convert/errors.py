@@ -29,6 +29,7 @@ class Reason(StrEnum):
     PLACEHOLDER_ELSEWHERE = "placeholder_elsewhere"
     PLACEHOLDER_IN_ANSWER = "placeholder_in_answer"
     NOT_UNICODE = "not_unicode"
+    AMBIGUOUS_KEY = "ambiguous_key"
     MISSING_IMAGE = "missing_image"
     OUTSIDE_IMAGES_ROOT = "outside_images_root"
     UNREADABLE_IMAGE = "unreadable_image"

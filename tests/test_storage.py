@@ -60,10 +60,10 @@ def content(store, name, tmp_path):
 def test_files_come_back_as_they_were(place, prefix, local, tmp_path):
     store, files = open_store(place + prefix), {"b": b"", "a/x.bin": b"1" * 70_000, "a/y/z": b"2"}
     assert store.names() == []
-    assert not store.any()
+    assert store.first() is None
     for name, data in files.items():
         store.put(local(data), name)
-    assert store.any()
+    assert store.first() in files
     assert store.names() == ["a/x.bin", "a/y/z", "b"]
     assert store.names("a/") == ["a/x.bin", "a/y/z"]
     assert store.names("a/x") == ["a/x.bin"]

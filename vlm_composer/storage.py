@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,9 @@ class Store(ABC):
         """Names of all files that start with `prefix`, sorted."""
         return sorted(self.sizes(prefix))
 
-    def any(self) -> bool:
-        """Whether there is a file at all."""
-        return bool(self.sizes())
+    def first(self, wanted: Callable[[str], bool] = bool) -> str | None:
+        """Return the name of a file that is wanted, or None; of a bucket mostly in one request."""
+        return next(filter(wanted, self.sizes()), None)
 
     @abstractmethod
     def put(self, path: str | Path, name: str) -> None:
@@ -153,8 +153,9 @@ class _Bucket(Store):
         objects = self._objects(self.prefix + prefix)
         return {key.removeprefix(self.prefix): size for key, size in objects}
 
-    def any(self) -> bool:
-        return next(self._objects(self.prefix), None) is not None  # one request
+    def first(self, wanted: Callable[[str], bool] = bool) -> str | None:
+        names = (key.removeprefix(self.prefix) for key, _ in self._objects(self.prefix))
+        return next(filter(wanted, names), None)
 
 
 class S3Store(_Bucket):

@@ -7,20 +7,25 @@ import sqlite3
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from convert.errors import ConversionError, Reason, Rejected
 from convert.sources.files import InputFile
 from convert.sources.tar_members import compression_of, members, open_tar
+from vlm_composer.local_files import is_hidden
 
 STORED = -1
 """The `method` of a tar's member: its bytes start at `offset`, without a header of a zip."""
 
 _MAX_LINKS = 8
+_WINDOWS = (0, 10, 11)
+"""Systems of zips (FAT, NTFS, VFAT) whose file names have no backslashes of their own."""
 _BATCH = 10_000
 
 
@@ -65,6 +70,38 @@ def entry_name(name: str) -> str:
     return plain
 
 
+def composed(name: str) -> str:
+    """Return a name as Unicode composes it (NFC): macOS stores it decomposed (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spellings(name: str) -> list[str]:
+    """Return a name, and how it is spelled where Windows separates folders by a backslash."""
+    return [name, name.replace("\\", "/")] if "\\" in name else [name]
+
+
+def missing(name: str, place: str, there: Iterable[str]) -> Rejected:
+    """Say that there is no file of a name, and show one that there is.
+
+    Args:
+        name: The name.
+        place: Where it was looked for.
+        there: Names of files, the most alike first.
+    """
+    example = next((other for other in there if not is_hidden(other)), None)
+    shown = f"; there is {example[-200:]!a}" if example else ""
+    return Rejected(Reason.MISSING_IMAGE, f"no file {name[-200:]!a} in the {place}{shown}")
+
+
+def one_of_several(name: str, found: Sequence[str]) -> Rejected:
+    """Say that several names are the same but for how Unicode composes them."""
+    return Rejected(
+        Reason.MISSING_IMAGE,
+        f"{name[-200:]!a} could be {' or '.join(ascii(x[-200:]) for x in found[:3])}, which "
+        "differ in how Unicode composes them alone; rename one",
+    )
+
+
 def write_index(location: str, path: Path) -> None:
     """Lists an archive.
 
@@ -82,22 +119,23 @@ def write_index(location: str, path: Path) -> None:
         table.execute("BEGIN")
         table.execute(
             "CREATE TABLE entries (name TEXT PRIMARY KEY, offset INT, packed INT, size INT, "
-            "method INT, crc INT, fault TEXT, link TEXT) WITHOUT ROWID"
+            "method INT, crc INT, fault TEXT, link TEXT, composed TEXT) WITHOUT ROWID"
         )
+        table.execute("CREATE INDEX composed ON entries (composed) WHERE composed IS NOT NULL")
         tops: set[str] = set()
         for entry in _entries(location):
             try:
                 name = entry_name(entry.name)
             except Rejected:
                 continue  # no item may name it
-            if len(tops) < 2:
+            if len(tops) < 2 and not is_hidden(name):
                 tops.add(name.partition("/")[0] if "/" in name else "")
             # Of several files of a name the last is meant, as where an archive is unpacked.
             table.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(name, entry.offset, entry.packed, entry.size, entry.method, entry.crc),
-                    *(entry.fault, entry.link),
+                    *(entry.fault, entry.link, None if composed(name) == name else composed(name)),
                 ),
             )
         top = tops.pop() if len(tops) == 1 else ""
@@ -139,14 +177,22 @@ class ArchiveIndex:
         self._table.close()
 
     def _find(self, name: str) -> Entry:
-        plain = entry_name(name)
-        for candidate in (plain, f"{self._top}/{plain}" if self._top else plain):
-            row = self._table.execute(
-                "SELECT * FROM entries WHERE name = ?", (candidate,)
-            ).fetchone()
-            if row is not None:
-                return Entry(*row)
-        raise Rejected(Reason.MISSING_IMAGE, f"no file {name[:200]!r} in the archive")
+        for spelled in spellings(name):
+            plain = entry_name(spelled)
+            for candidate in (plain, f"{self._top}/{plain}") if self._top else (plain,):
+                rows = self._select("name = ?", candidate) or self._select(
+                    "name = ? OR composed = ?", *[composed(candidate)] * 2
+                )
+                if len(rows) == 1:
+                    return Entry(*rows[0][:-1])
+                if rows:
+                    raise one_of_several(name, [row[0] for row in rows])
+        near = self._select("name >= ? ORDER BY name LIMIT 20", entry_name(name))
+        near += self._select("name < ? ORDER BY name DESC LIMIT 20", entry_name(name))
+        raise missing(name, "archive", (row[0] for row in near))
+
+    def _select(self, where: str, *values: str) -> list[Any]:
+        return self._table.execute(f"SELECT * FROM entries WHERE {where}", values).fetchall()
 
 
 def _entries(location: str) -> Iterator[Entry]:
@@ -181,7 +227,8 @@ def _open_zip(file: BinaryIO, location: str) -> zipfile.ZipFile:
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
     for info in archive.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
-        if info.is_dir():
+        name = _zip_name(info)
+        if name.endswith("/"):
             continue
         fault = ""
         if info.flag_bits & 0x1:
@@ -191,7 +238,7 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
         elif kind not in (0, stat.S_IFREG):
             fault = "is not a file"
         yield Entry(
-            _zip_name(info), info.header_offset, info.compress_size, info.file_size,
+            name, info.header_offset, info.compress_size, info.file_size,
             info.compress_type, info.CRC, fault,
         )  # fmt: skip
 
@@ -200,11 +247,14 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     """A name that is not marked as UTF-8 often is: zipfile reads it by the code page of DOS."""
     name = info.orig_filename
     if not info.flag_bits & 0x800 and not name.isascii():
-        try:
-            return name.encode("cp437").decode("utf-8")
-        except UnicodeError:
-            return name
-    return name
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return _with_slashes(name, info.create_system in _WINDOWS)
+
+
+def _with_slashes(name: str, by_windows: bool) -> str:
+    """A name whose folders a program on Windows may have separated by backslashes."""
+    return name.replace("\\", "/") if by_windows or "/" not in name else name
 
 
 def _tar_entries(tar: tarfile.TarFile, location: str) -> Iterator[Entry]:
@@ -219,7 +269,7 @@ def _tar_entries(tar: tarfile.TarFile, location: str) -> Iterator[Entry]:
         elif member.issparse() or not member.isreg():
             fault = "is not a plain file"
         yield Entry(
-            member.name, member.offset_data, member.size, member.size, STORED,
+            _with_slashes(member.name, False), member.offset_data, member.size, member.size, STORED,
             fault=fault, link=link,
         )  # fmt: skip
 

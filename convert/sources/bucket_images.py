@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from convert.errors import ConversionError, Reason, Rejected
-from convert.sources.archive_index import entry_name
+from convert.sources.archive_index import composed, entry_name, missing, spellings
 from convert.sources.files import PATIENCE, open_bucket, read_object
 from convert.sources.image_stores import THREADS, ImageStore, in_window
+from vlm_composer.local_files import is_hidden
 from vlm_composer.outages import MissingFileError, StoreError, ride_out
+from vlm_composer.storage import Store
 
 _MAX_NAME_BYTES = 900
 """No store takes a key of more than 1024, the prefix included: it would refuse the request."""
@@ -28,6 +32,7 @@ class BucketImages(ImageStore):
         self._url = url
         self._max_image_bytes = max_image_bytes
         self._threads: ThreadPoolExecutor | None = None
+        self._example: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_threads": None}
@@ -35,7 +40,7 @@ class BucketImages(ImageStore):
     def check(self) -> None:
         store = open_bucket(self._url)
         try:
-            if not ride_out(store.any, f"list {self._url}", PATIENCE):
+            if ride_out(store.first, f"list {self._url}", PATIENCE) is None:
                 raise ConversionError(
                     f"{self._url}: no object's name starts like this; the images' names go on "
                     "from here"
@@ -47,20 +52,34 @@ class BucketImages(ImageStore):
         return {"bucket": self._url}
 
     def read(self, name: str) -> bytes:
-        store, key = open_bucket(self._url), entry_name(name)
-        if len(key.encode()) > _MAX_NAME_BYTES:
-            raise Rejected(Reason.UNREADABLE_IMAGE, f"{name[:200]!r}…: no object's name is so long")
-        try:
-            data = read_object(store, key, self._max_image_bytes + 1)
-        except MissingFileError as error:
-            raise Rejected(
-                Reason.MISSING_IMAGE, f"no object {name[:200]!r} in {self._url}"
-            ) from error
+        store = open_bucket(self._url)
+        data = self._first_of(store, name)
         if len(data) > self._max_image_bytes:
             raise Rejected(
                 Reason.TOO_LARGE, f"more bytes than a shard holds ({self._max_image_bytes})"
             )
         return data
+
+    def _first_of(self, store: Store, name: str) -> bytes:
+        """The object of a name, or of another spelling of it."""
+        relative = name.removeprefix(self._url.rstrip("/") + "/")
+        spelled = [entry_name(one) for one in spellings(relative)]
+        others = [(composed(one), unicodedata.normalize("NFD", one)) for one in spelled]
+        for key in dict.fromkeys([*spelled, *chain(*others)]):
+            if len(key.encode()) > _MAX_NAME_BYTES:
+                raise Rejected(
+                    Reason.UNREADABLE_IMAGE, f"{name[:200]!r}…: no object's name is so long"
+                )
+            try:
+                return read_object(store, key, self._max_image_bytes + 1)
+            except MissingFileError:
+                continue
+        if self._example is None:
+            first = ride_out(
+                lambda: store.first(lambda key: not is_hidden(key)), f"list {self._url}", PATIENCE
+            )
+            self._example = [] if first is None else [first]
+        raise missing(name, f"bucket {self._url}", self._example)
 
     def read_many(self, names: Iterable[str | Rejected]) -> Iterator[bytes | Rejected]:
         if self._threads is None:

@@ -7,13 +7,16 @@ import os
 import platform
 import stat
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from convert.errors import ConversionError, Reason, Rejected
+from convert.sources.archive_index import composed, missing, one_of_several, spellings
 
 T = TypeVar("T")
 
@@ -25,6 +28,7 @@ _WINDOW = 2 * THREADS
 
 
 _FOLDERS = 1 << 14
+_LISTED = 64
 
 
 class ImageStore(ABC):
@@ -73,6 +77,8 @@ class ImageFolder(ImageStore):
         self._max_image_bytes = max_image_bytes
         self._folders: dict[str, str] = {}
         """Where the folders of names lead, of those last met."""
+        self._listed: dict[str, dict[str, list[str]]] = {}
+        """What folders hold in which a name was missing."""
 
     def check(self) -> None:
         if not os.path.isdir(self._root):
@@ -85,26 +91,87 @@ class ImageFolder(ImageStore):
         return {"folder": self._root}
 
     def read(self, name: str) -> bytes:
+        relative = self._relative(name)
         try:
-            if os.path.isabs(name):
-                raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} is an absolute path")
-            folder, _, base = name.rpartition("/")
-            found = None if base in ("", ".", "..") else self._open_plain(folder, base)
-            if found is None:  # a link, which may lead anywhere
-                found = os.open(self._inside(name, name), os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                return self._read_open(found, name)
-            finally:
-                os.close(found)
+            return self._read(relative)
         except (FileNotFoundError, NotADirectoryError) as error:
             if not os.path.isdir(self._root):
                 raise ConversionError(
                     f"there is no folder {self._root} on {platform.node()}: every machine that "
                     "converts needs it at this path, all the time"
                 ) from error
-            raise Rejected(Reason.MISSING_IMAGE, f"no file {name!r} in the images root") from error
+            return self._read_or_reject(name, self._look_up(name, relative))
         except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-            raise Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}") from error
+            raise _unreadable(error) from error
+
+    def _read_or_reject(self, name: str, found: str) -> bytes:
+        try:
+            return self._read(found)
+        except (FileNotFoundError, NotADirectoryError) as error:  # a link that leads nowhere
+            raise missing(name, "images root", []) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(error) from error
+
+    def _relative(self, name: str) -> str:
+        """A name below the root; an absolute one may lie there."""
+        if not os.path.isabs(name):
+            return name
+        plain = os.path.normpath(name)
+        for root in (os.path.abspath(self._given), self._root):
+            if plain.startswith(root.rstrip("/") + "/"):
+                return os.path.relpath(plain, root)
+        raise Rejected(
+            Reason.OUTSIDE_IMAGES_ROOT, f"{name[:200]!r} is an absolute path, outside {self._root}"
+        )
+
+    def _look_up(self, name: str, relative: str) -> str:
+        """The file that a name means under another spelling: with slashes, or as Unicode composes
+        it otherwise.
+
+        Raises:
+            Rejected: There is none, or there are several.
+        """
+        for spelled in spellings(relative):
+            found, parts = "", [part for part in spelled.split("/") if part not in ("", ".")]
+            for part in parts:
+                there = self._names(found)
+                alike = there.get(part, []) or there.get(composed(part), [])
+                alike = [part] if part in alike else alike
+                if len(alike) > 1:
+                    raise one_of_several(name, alike)
+                if not alike:
+                    break
+                found = f"{found}/{alike[0]}".lstrip("/")
+            else:
+                return found
+        names = sorted(self._names(found))
+        near = bisect_left(names, part) if names else 0
+        shown = (f"{found}/{other}".lstrip("/") for other in [*names[near:], *names[:near][::-1]])
+        raise missing(name, "images root", shown)
+
+    def _names(self, folder: str) -> dict[str, list[str]]:
+        """Names in a folder, each for itself, and those that are composed otherwise."""
+        if folder not in self._listed:
+            if len(self._listed) == _LISTED:
+                self._listed.clear()
+            names: dict[str, list[str]] = {}
+            with suppress(OSError):  # no folder, or none that may be listed
+                for other in os.listdir(self._inside(folder, folder)):
+                    names.setdefault(other, []).append(other)
+                    if composed(other) != other:
+                        names.setdefault(composed(other), []).append(other)
+            self._listed[folder] = names
+        return self._listed[folder]
+
+    def _read(self, name: str) -> bytes:
+        folder, _, base = name.rpartition("/")
+        found = None if base in ("", ".", "..") else self._open_plain(folder, base)
+        if found is None:  # a link, which may lead anywhere
+            found = os.open(self._inside(name, name), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return self._read_open(found, name)
+        finally:
+            os.close(found)
 
     def _read_open(self, file: int, name: str) -> bytes:
         status = os.fstat(file)
@@ -140,6 +207,10 @@ class ImageFolder(ImageStore):
         if os.path.commonpath([self._root, real]) != self._root:
             raise Rejected(Reason.OUTSIDE_IMAGES_ROOT, f"{name!r} leads to {real!r}")
         return real
+
+
+def _unreadable(error: Exception) -> Rejected:
+    return Rejected(Reason.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}")
 
 
 def image_name(fields: object) -> str | Rejected:

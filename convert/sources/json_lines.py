@@ -49,6 +49,6 @@ def decode_line(line: bytes) -> object | Rejected:
         # As the items of a list are read: half a surrogate pair is for the record to refuse.
         return json.loads(decode_text(line, "surrogatepass"))
     except Rejected as rejected:
-        return rejected.with_traceback(None)
+        return Rejected(Reason.NOT_JSON, rejected.detail)
     except (ValueError, RecursionError) as error:
         return Rejected(Reason.NOT_JSON, f"{type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from convert.errors import ConversionError
 from convert.sources.files import is_url, list_bucket, stamp
+from vlm_composer.local_files import is_hidden
 
 _MAX_FILES = 1_000_000
 _braces = re.compile(r"\{([^{}]*)\}")
@@ -63,10 +64,12 @@ def stamp_files(files: list[str]) -> dict[str, Any]:
 def _in_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
     if os.path.isdir(place):
         below = (str(path) for path in Path(place).rglob("*") if path.is_file())
-        return sorted(path for path in below if path.endswith(suffixes))
+        return _data_among(place, sorted(path for path in below if path.endswith(suffixes)))
     if os.path.exists(place):
         return [place]
-    return sorted(path for path in glob.glob(place, recursive=True) if os.path.isfile(path))
+    found = sorted(path for path in glob.glob(place, recursive=True) if os.path.isfile(path))
+    wild = _wild.search(place)
+    return _data_among(place[: wild.start()] if wild else os.path.dirname(place), found)
 
 
 def _in_bucket(place: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -78,8 +81,15 @@ def _in_bucket(place: str, suffixes: tuple[str, ...]) -> list[str]:
         raise ConversionError(f"{place}: a pattern cannot stand for the bucket's own name")
     names = sorted(f"{folder}/{name}" for name in list_bucket(folder))
     if wild:
-        return [name for name in names if fnmatch.fnmatchcase(name, place)]
-    return [name for name in names if name.endswith(suffixes)]
+        found = [name for name in names if fnmatch.fnmatchcase(name, place)]
+    else:
+        found = [name for name in names if name.endswith(suffixes)]
+    return _data_among(folder, found)
+
+
+def _data_among(folder: str, files: list[str]) -> list[str]:
+    """The files of a listing that a person put there."""
+    return [file for file in files if not is_hidden(file.removeprefix(folder))]
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -17,8 +17,9 @@ from convert.sources.tar_members import (
     open_tar,
     read_member,
 )
+from vlm_composer.local_files import is_hidden
 
-IMAGE_ENDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+IMAGE_ENDS = (*("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),)
 TEXT_ENDS = ("txt", "caption", "text")
 
 _MAX_TEXT_BYTES = 1 << 24
@@ -28,21 +29,31 @@ _MAX_NAMES = 16
 
 @dataclass
 class TarSample:
-    """What a tar holds of a sample: bytes where they were read, or why they cannot be."""
+    """What a tar holds of a sample: bytes where they were read, or why they cannot be.
+
+    Members of one key that hold several images are as many samples, none of which can be used: so
+    every image of a tar is counted.
+    """
 
     key: str
     offset: int
     """Where its first member's header starts."""
 
+    shares_key: bool
+    """Whether the sample before it or behind it has the same key."""
+
     names: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
+    image_name: str | None = None
+    repeated: str | None = None
+    """A second member of the same name, which says another text."""
+
     image: bytes | Rejected | None = None
     text: bytes | Rejected | None = None
     json: bytes | Rejected | None = None
 
     def held(self) -> str:
         """Its members, for a message."""
-        return f"it has {', '.join(self.names)[:200]}"
+        return f"it has {', '.join(name[-100:] for name in self.names)[:200]}"
 
 
 class TarSamples:
@@ -65,7 +76,8 @@ class TarSamples:
             raise ConversionError(f"{file} is compressed by zstd: unpack it with unzstd first")
         self._stream: io.BufferedReader | None = None
         self._waiting: tarfile.TarInfo | None
-        self._start(0, 0)
+        self._key: str | None
+        self._start(0, 0, False)
 
     def take(self, read: bool) -> TarSample | None:
         """Passes a sample.
@@ -79,25 +91,31 @@ class TarSamples:
         member = self._waiting
         if member is None:
             return None
-        key = _key_and_end(member)[0]
-        sample = TarSample(key, member.offset)
-        while member is not None and _key_and_end(member)[0] == key:
-            self._add(sample, member, read)
+        key, end = _key_and_end(member)
+        sample = TarSample(key, member.offset, shares_key=key == self._key)
+        while member is not None and not (_is_image(end) and sample.image_name is not None):
+            self._add(sample, member, end.lower(), read)
             member = next(self._members, None)
-        self._waiting = member
+            next_key, end = _key_and_end(member) if member else ("", "")
+            if next_key != key:
+                break
+        else:
+            sample.shares_key = True
+        self._waiting, self._key = member, key
         self._number += 1
         return sample
 
-    def go_to(self, number: int, near: tuple[int, int]) -> None:
+    def go_to(self, number: int, near: tuple[int, int, bool]) -> None:
         """Stands before a sample.
 
         Args:
             number: Its number in the tar.
-            near: The number of one at or before it, and the offset of that.
+            near: The number of one at or before it, the offset of that, and whether it has the key
+                of the sample before it.
         """
         if self._compression:
             if number < self._number:
-                self._start(0, 0)
+                self._start(0, 0, False)
         elif not near[0] <= self._number <= number:
             self._start(*near)
         while self._number < number and self.take(read=False) is not None:
@@ -108,7 +126,7 @@ class TarSamples:
         if self._stream is not None:
             self._stream.close()
 
-    def _start(self, number: int, offset: int) -> None:
+    def _start(self, number: int, offset: int, shares_key: bool) -> None:
         self.close()
         self._number = number
         """That of the sample before which it stands."""
@@ -120,15 +138,17 @@ class TarSamples:
         self._tar = open_tar(content, self.file)
         self._members = _named(self._tar, self.file)
         self._waiting = next(self._members, None)
+        self._key = _key_and_end(self._waiting)[0] if self._waiting and shares_key else None
+        """That of the sample before it, as far as it matters."""
 
-    def _add(self, sample: TarSample, member: tarfile.TarInfo, read: bool) -> None:
-        end = _key_and_end(member)[1].lower()
+    def _add(self, sample: TarSample, member: tarfile.TarInfo, end: str, read: bool) -> None:
+        if (end in TEXT_ENDS or end == "json") and member.name in sample.names:
+            sample.repeated = member.name
         if len(sample.names) < _MAX_NAMES:
-            sample.names.append(member.name[:200])
-        if end.rpartition(".")[2] in IMAGE_ENDS:
-            if len(sample.images) < _MAX_NAMES:
-                sample.images.append(member.name)
-            if read and sample.image is None:
+            sample.names.append(member.name)
+        if _is_image(end):
+            sample.image_name = member.name
+            if read:
                 sample.image = self._content(member, self._max_image_bytes)
         elif end in TEXT_ENDS and sample.text is None and read:
             sample.text = self._content(member, _MAX_TEXT_BYTES)
@@ -151,8 +171,12 @@ def _named(tar: tarfile.TarFile, file: str) -> Iterator[tarfile.TarInfo]:
     for member in members(tar, file):
         base = member.name.rpartition("/")[2]
         is_note = base.startswith("__") and base.endswith("__")
-        if not member.isdir() and not base.startswith(".") and not is_note:
+        if not member.isdir() and not is_hidden(member.name) and not is_note:
             yield member
+
+
+def _is_image(end: str) -> bool:
+    return end.lower().rpartition(".")[2] in IMAGE_ENDS
 
 
 def _key_and_end(member: tarfile.TarInfo) -> tuple[str, str]:

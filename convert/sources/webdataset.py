@@ -13,13 +13,14 @@ from convert.sources.patterns import list_files, stamp_files
 from convert.sources.source import PIECE_ITEMS, Item, Piece
 from convert.sources.tar_samples import TarSample, TarSamples
 
+_ADJACENT = "; the members of a key must stand one behind the other, as `tar --sort=name` puts them"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 class WebDataset:
     """Tars whose samples are consecutive members with the same name up to the first dot.
 
-    A sample has an image, and `.txt` or `.caption` with its caption, or `.json` with LLaVA's
+    A sample has one image, and `.txt` or `.caption` with its caption, or `.json` with LLaVA's
     `conversations` or a `caption`. A caption has no prompt: the prompt is then `<image>` alone. The
     key is the id, where LLaVA's JSON gives none.
 
@@ -48,20 +49,23 @@ class WebDataset:
         return list_files(self._pattern, SUFFIXES)
 
     def pieces(self, file: str) -> Iterator[Piece]:
-        first, count, number = 0, 0, 0
+        where: dict[str, Any] = {}
+        count, number, key = 0, 0, ""
         samples = TarSamples(file, self._max_image_bytes)
         try:
             while (sample := samples.take(read=False)) is not None:
                 if count == PIECE_ITEMS:
-                    yield Piece(count, {"file": file, "offset": first, "number": number})
+                    yield Piece(count, where)
                     number, count = number + count, 0
                 if count == 0:
-                    first = sample.offset
+                    where = {"file": file, "offset": sample.offset, "number": number}
+                    where["shares_key"] = sample.key == key
+                key = sample.key
                 count += 1
         finally:
             samples.close()
         if count:
-            yield Piece(count, {"file": file, "offset": first, "number": number})
+            yield Piece(count, where)
 
     def read(self, piece: Piece, wanted: Sequence[bool]) -> Iterator[Item]:
         file, number = piece.where["file"], piece.where["number"]
@@ -69,16 +73,18 @@ class WebDataset:
             self.close()
             self._open = TarSamples(file, self._max_image_bytes)
         samples = self._open
+        near = (number, piece.where["offset"], piece.where["shares_key"])
         for index, want in enumerate(wanted):
             if want:
-                samples.go_to(number + index, near=(number, piece.where["offset"]))
+                samples.go_to(number + index, near=near)
                 sample = samples.take(read=True)
                 if sample is None:
                     raise ConversionError(
                         f"{file} is not what it was when this conversion began (it ends before "
                         f"sample {number + index}): leave it alone, and start again"
                     )
-                yield Item(index, _fields(sample), _image(sample))
+                problem = _ambiguity(sample)
+                yield Item(index, problem or _fields(sample), problem or _image(sample))
 
     def close(self) -> None:
         if self._open is not None:
@@ -86,19 +92,36 @@ class WebDataset:
             self._open = None
 
 
-def _image(sample: TarSample) -> bytes | Rejected:
-    if len(sample.images) > 1:
+def _ambiguity(sample: TarSample) -> Rejected | None:
+    """Why it is not known what belongs together, if it is not."""
+    name, key = sample.image_name or sample.names[0], sample.key[:200]
+    if sample.shares_key:
+        dotted = "." in os.path.splitext(name)[0].removeprefix(sample.key)
+        advice = "rename the files without dots" if dotted else "give each sample a key of its own"
         return Rejected(
-            Reason.BAD_IMAGE_FIELD,
-            f"{len(sample.images)} images in {sample.key!r}: {', '.join(sample.images)[:200]}",
+            Reason.AMBIGUOUS_KEY,
+            f"{name[-200:]!r}: several images have the key {key!r}, for a key ends at the first "
+            f"dot of a file's name, as WebDataset has it; {advice}",
         )
+    if sample.repeated is not None:
+        return Rejected(
+            Reason.AMBIGUOUS_KEY,
+            f"the key {key!r} has two members {sample.repeated[-200:]!r}; give each sample a key "
+            "of its own",
+        )
+    return None
+
+
+def _image(sample: TarSample) -> bytes | Rejected:
     if sample.image is None:
-        return Rejected(Reason.MISSING_IMAGE, f"no image in {sample.key!r}: {sample.held()}")
+        return Rejected(
+            Reason.MISSING_IMAGE, f"no image in {sample.key[:200]!r}: {sample.held()}{_ADJACENT}"
+        )
     return sample.image
 
 
 def _fields(sample: TarSample) -> object | Rejected:
-    image = next(iter(sample.images), sample.key)
+    image = sample.image_name or sample.key
     value = decode_line(sample.json) if isinstance(sample.json, bytes) else sample.json
     if isinstance(value, dict) and "conversations" in value:
         turns = value["conversations"]
@@ -121,6 +144,6 @@ def _fields(sample: TarSample) -> object | Rejected:
         return value if isinstance(value, Rejected) else no_object
     return Rejected(
         Reason.NO_CONVERSATION,
-        f"no .txt, no .caption, and no caption or conversations in a .json of {sample.key!r}: "
-        f"{sample.held()}",
+        f"no .txt, no .caption, and no caption or conversations in a .json of "
+        f"{sample.key[:200]!r}, which ends at the first dot: {sample.held()}{_ADJACENT}",
     )

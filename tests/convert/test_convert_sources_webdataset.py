@@ -1,6 +1,9 @@
 """WebDataset tars: samples by their keys, compressed or not, and whatever is missing from them."""
 
+import io
 import json
+import re
+import sys
 import tarfile
 import tracemalloc
 import uuid
@@ -11,8 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from convert import ConversionError
+from convert.__main__ import main
 from convert.errors import Reason
 from convert.sources import LlavaJson, WebDataset
 from source_items import (
@@ -98,7 +103,7 @@ def test_samples_that_are_bad(pairs: Any, mode: str) -> None:
         "number": ({"jpg": image, "json": b'{"caption": 1}'}, Reason.BAD_TURN),
         "latin": ({"jpg": image, "txt": b"\xfc"}, Reason.NOT_UNICODE),
         "blank": ({"jpg": image, "txt": b" \n"}, Reason.EMPTY_ANSWER),
-        "two": ({"jpg": image, "png": image, "txt": b"it"}, Reason.BAD_IMAGE_FIELD),
+        "two": ({"jpg": image, "png": image, "txt": b"it"}, Reason.AMBIGUOUS_KEY),
         "large": ({"jpg": bytes(LIMIT + 1), "txt": b"it"}, Reason.TOO_LARGE),
         "broken": ({"jpg": image[:300], "txt": b"it"}, Reason.BROKEN_IMAGE),
         "parts": ({"left.jpg": image, "txt": b"it"}, None),
@@ -107,6 +112,7 @@ def test_samples_that_are_bad(pairs: Any, mode: str) -> None:
     files |= {"README": b"", ".hidden.jpg": image, "__meta__": b"", "dir/._good.txt": b"it"}
     path = tar_of(files, pairs.folder / "it.tar", mode)
     expected = [reason for _, reason in samples.values()]
+    expected.insert(expected.index(Reason.AMBIGUOUS_KEY), Reason.AMBIGUOUS_KEY)  # of each image
     found = outcomes_of(WebDataset(str(path), LIMIT))
     assert [one if isinstance(one, str) else None for one in found[:-1]] == expected
     assert found[-1] == Reason.NO_CONVERSATION  # README: no sample, but not lost without a word
@@ -228,3 +234,128 @@ def test_tars_in_a_bucket(
     assert WebDataset(url, LIMIT).files() == source.files()
     check_pieces_are_independent(source)
     source.close()
+
+
+def rows_of(members: list[tuple[str, bytes]], path: Path, mode: str = "w") -> Path:
+    """A tar of these members in this order, of which several may have one name."""
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in members:
+            add_to_tar(archive, name, data)
+    return path
+
+
+def test_no_sample_is_lost_to_dots_in_names(
+    pairs: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert_main(command: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", ["convert", *command])
+        return main()
+
+    pairs.add(500)
+    images = [(pairs.images / item["image"]).read_bytes() for item in pairs.items]
+    names = [f"{n:04}" if n < 300 else f"take.{n:04}" for n in range(500)]
+    files = {}
+    for name, image in zip(names, images, strict=True):
+        files |= {f"{name}.jpg": image, f"{name}.txt": b"x"}
+    path = tar_of(files, pairs.folder / "dots.tar")
+    command = ["--webdataset", str(path), "--out", str(pairs.out), "--workers", "1"]
+    assert convert_main(command) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"([0-9]+) of 500 samples were rejected \(\1 ambiguous_key\)", said)
+    assert convert_main([*command, "--max-reject-ratio", "0.4", "--eval-ratio", "0"]) == 0
+    lines = pairs.rejects()
+    assert len(lines) == 200
+    for line in lines:
+        assert "several images have the key 'take'" in line["detail"]
+        assert "a key ends at the first dot of a file's name" in line["detail"]
+        assert "rename the files without dots" in line["detail"]
+    assert "'take.0300.jpg'" in lines[0]["detail"]
+    summary = json.loads((pairs.out / "summary.json").read_text())
+    assert (summary["samples_in"], summary["train"], summary["rejected"]) == (500, 300, 200)
+
+
+@pytest.mark.parametrize(("mode", "end"), [("w", "tar"), ("w:gz", "tar.gz")])
+def test_a_key_of_very_many_images_is_cut_into_pieces(pairs: Any, mode: str, end: str) -> None:
+    image = (pairs.images / pairs.add()["image"]).read_bytes()
+    members = [("0.jpg", image), ("0.txt", b"x")]
+    for number in range(600):
+        members += [(f"take.{number:04}.jpg", image), (f"take.{number:04}.txt", b"x")]
+    members += [("z.jpg", image), ("z.txt", b"x")]
+    source = WebDataset(str(rows_of(members, pairs.folder / f"it.{end}", mode)), LIMIT)
+    assert [piece.count for piece in pieces_of(source)] == [256, 256, 90]
+    found = outcomes_of(source)
+    assert [found[0]["id"], found[-1]["id"]] == ["0", "z"]
+    assert found[1:-1] == [Reason.AMBIGUOUS_KEY] * 600
+    check_pieces_are_independent(source)
+    source.close()
+
+
+def test_equal_keys_are_counted_wherever_they_stand(pairs: Any) -> None:
+    image = (pairs.images / pairs.add()["image"]).read_bytes()
+    twice = [("0.jpg", image), ("0.txt", b"a"), ("0.jpg", image), ("0.txt", b"b")]
+    apart = [("0.jpg", image), ("1.jpg", image), ("0.txt", b"a"), ("1.txt", b"b")]
+    texts = [("0.jpg", image), ("0.txt", b"a"), ("0.txt", b"b"), ("1.jpg", image), ("1.txt", b"c")]
+    dotted = [("a.v2.jpg", image), ("a.v2.txt", b"a")]
+    for members, expected, said in (
+        (twice, [Reason.AMBIGUOUS_KEY] * 2, "give each sample a key of its own"),
+        (apart, [Reason.NO_CONVERSATION] * 2 + [Reason.MISSING_IMAGE] * 2, "tar --sort=name"),
+        (texts, [Reason.AMBIGUOUS_KEY, None], "the key '0' has two members '0.txt'"),
+        (dotted, [Reason.NO_CONVERSATION], "'a', which ends at the first dot"),
+    ):
+        path = rows_of(members, pairs.folder / "it.tar")
+        found = [outcome(item) for item in items_of(WebDataset(str(path), LIMIT))]
+        reasons = [one[0] if isinstance(one, tuple) else None for one in found]
+        assert reasons == expected
+        assert all(said in one[1] for one in found if isinstance(one, tuple)) or said in found[0][1]
+
+
+def small_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def group_by_keys(names: list[str]) -> list[list[str]] | None:
+    """The webdataset library's rule: None where it raises for two members of one name."""
+    groups: list[list[str]] = []
+    last = None
+    for name in names:
+        key = name.partition(".")[0]
+        if key != last:
+            groups.append([])
+        last = key
+        if name in groups[-1]:
+            return None
+        groups[-1].append(name)
+    return groups
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(*map(st.sampled_from, ("ab", ("", ".x", ".y"), ("jpg", "png", "txt")))),
+        min_size=1, max_size=9,
+    )
+)  # fmt: skip
+def test_every_image_is_a_sample_or_a_reject(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, str, str]]
+) -> None:
+    image = small_png()
+    names = [f"{key}{dot}.{end}" for key, dot, end in drawn]
+    folder = tmp_path_factory.mktemp("tar")
+    members = [(name, b"text" if name.endswith("txt") else image) for name in names]
+    source = WebDataset(str(rows_of(members, folder / "it.tar")), LIMIT)
+    found = outcomes_of(source)
+    images = sum(not name.endswith("txt") for name in names)
+    assert len(found) >= images, "each image is an item"
+    groups = group_by_keys(names)
+    for number, (item, one) in enumerate(zip(items_of(source), found, strict=True)):
+        if isinstance(one, dict):
+            assert one["answer"] == "text"
+            assert item.fields["id"] in "ab", number
+    if groups is not None:  # what the library takes as a pair is a sample here, and nothing else is
+        whole = [
+            group for group in groups
+            if sum(not n.endswith("txt") for n in group) == 1 and f"{group[0][0]}.txt" in group
+        ]  # fmt: skip
+        assert sum(isinstance(one, dict) for one in found) == len(whole)

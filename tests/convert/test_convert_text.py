@@ -17,7 +17,7 @@ from convert.errors import Reason, Rejected
 from convert.record import count_turns, read_fields, shows_nothing
 from convert.sources import Item, LlavaJson, Parquet, Source, WebDataset
 from convert.summary import Summary
-from source_items import LIMIT, outcomes_of, tar_of
+from source_items import LIMIT, items_of, outcome, outcomes_of, tar_of
 
 steady = settings(deadline=None, derandomize=True, database=None)
 SHORT = {"h": "human", "g": "gpt", "s": "system", "u": "user"}
@@ -213,9 +213,11 @@ def test_other_encodings_are_named(pairs: Any, tmp_path: Path, encoding: str) ->
     with pytest.raises(ValueError, match=f"is a text of {name}: save it as UTF-8"):
         outcomes_of(LlavaJson(tmp_path / "pairs.json", pairs.images, LIMIT))
     image = (pairs.images / pairs.items[0]["image"]).read_bytes()
-    for end in ("txt", "json"):
+    for end, reason in (("txt", Reason.NOT_UNICODE), ("json", Reason.NOT_JSON)):
         path = tar_of({"1.jpg": image, f"1.{end}": data}, tmp_path / f"{end}.tar")
-        assert outcomes_of(WebDataset(str(path), LIMIT)) == [Reason.NOT_UNICODE]
+        (item,) = items_of(WebDataset(str(path), LIMIT))
+        found, detail = outcome(item)
+        assert (found, f"a text of {name}: save it as UTF-8" in detail) == (reason, True)
 
 
 def test_rows_whose_id_is_null_are_taken(pairs: Any, tmp_path: Path) -> None:
