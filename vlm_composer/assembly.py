@@ -24,11 +24,11 @@ from vlm_composer.data.features import VisionSettings
 from vlm_composer.data.images import TORCH_FILTERS, preprocessor_settings
 from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
-from vlm_composer.models.frozen_blocks import compile_blocks
 from vlm_composer.models.fused_gelu import fuse_gelu
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
+from vlm_composer.models.self_check import check_levers
 from vlm_composer.models.tower_loading import (
     bundled_or_given,
     load_language_model,
@@ -86,7 +86,7 @@ def assemble_model(
         image_token_id: Id of `<image_patch>`; None takes the last row of the table, for models that
             only plan.
         empty_towers: Read no weight of the towers; they are on the meta device, for ranks that
-            get them from another.
+            get them from another, with what that has found for `LanguageModel.install`.
 
     Returns:
         The model, towers frozen.
@@ -95,9 +95,11 @@ def assemble_model(
         ValueError: The towers cannot be used, or the device cannot do what the yaml insists on.
     """
     vision_tower = assemble_vision_tower(config, device, empty=empty_towers)
-    language_model = LanguageModel(
-        load_language_model(**_tower_options(config.language_model, device), empty=empty_towers)
-    )
+    llm = load_language_model(**_tower_options(config.language_model, device), empty=empty_towers)
+    language_model = LanguageModel(llm, install=False)
+    if not empty_towers:
+        compiles = _compiles(config, device)
+        language_model.install(check_levers(llm, compile_blocks=compiles))
     if image_token_id is None:
         image_token_id = language_model.vocab_size - 1
     if language_model.ensure_rows(image_token_id + 1):
@@ -105,9 +107,6 @@ def assemble_model(
             "The embedding table had no spare row for <image_patch>: resized to %d rows, frozen.",
             language_model.vocab_size,
         )
-    if _compiles(config, device):
-        blocks = compile_blocks(language_model.model)
-        log.info("Compiled blocks: %s.", ", ".join(blocks) or "none is known in this model")
     connector = assemble_connector(config, vision_tower.hidden_size, language_model.hidden_size)
     return VisionLanguageModel(vision_tower, connector, language_model, image_token_id)
 

@@ -1,5 +1,6 @@
 """Packed samples do not see each other, whatever the model; what cannot be packed is refused."""
 
+import copy
 import itertools
 
 import pytest
@@ -135,17 +136,30 @@ def test_a_window_shorter_than_a_sample_is_refused():
         llm.decode(torch.randn(5, 64), packed([[1] * 5]))
 
 
-def test_a_capped_attention_is_refused():
+def test_a_capped_attention_is_not_packed_but_exact(caplog):
     config = Gemma2Config(
         **SMALL,
         intermediate_size=96,
         num_key_value_heads=1,
         head_dim=16,
         final_logit_softcapping=None,
+        attn_logit_softcapping=0.5,
+        attn_implementation="sdpa",  # which caps nothing
     )
-    llm = LanguageModel(Gemma2ForCausalLM(config))
-    with pytest.raises(ValueError, match=r"Gemma2Attention cannot be packed: .* softcap 50\.0"):
-        llm.decode(torch.randn(3, 64), packed([[1] * 3]))
+    model = Gemma2ForCausalLM(config)
+    stock = copy.deepcopy(model).eval()
+    stock.config._attn_implementation = "eager"
+    llm = LanguageModel(model)
+    assert not llm.packs
+    assert "Gemma2Attention cannot be packed" in caplog.text
+    assert "softcap 0.5" in caplog.text
+    assert "sdpa attention: hidden states differ by" in caplog.text
+    rows, embeds = packed([[1] * 5, [1] * 3]), torch.randn(8, 64)
+    found = llm.model.base_model(inputs_embeds=rows.pad(embeds), use_cache=False).last_hidden_state
+    for sample, alone in zip(rows.unpad(found).split([5, 3]), embeds.split([5, 3]), strict=True):
+        with torch.no_grad():
+            expected = stock.model(inputs_embeds=alone[None]).last_hidden_state[0]
+        torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_generate_uses_and_gives_back_the_attention():

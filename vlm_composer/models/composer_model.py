@@ -35,7 +35,7 @@ class ComposerVLM(ComposerModel):
             own `amp_bf16`; on a GPU the Trainer's precision does it.
 
     Raises:
-        ValueError: Prompts are to be cached for a language model that cannot be packed.
+        ValueError: Prompts are to be cached for a language model for which that is not exact.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class ComposerVLM(ComposerModel):
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if cache_prompts and not model.language_model.packs:
+        levers = model.language_model.levers
+        if cache_prompts and not (levers and levers.caches_prompts):
+            reason = "; ".join(levers.refused if levers else ()) or "its attention is its own"
             raise ValueError(
-                f"cache_prompts: the attention of {type(model.language_model.model).__name__} "
-                "cannot be replaced; set it to false"
+                f"cache_prompts: true does not work with "
+                f"{type(model.language_model.model).__name__} ({reason}); set it to false"
             )
         self.cache_prompts = cache_prompts
         self.model = model

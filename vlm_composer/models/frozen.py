@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Frozen(nn.Module):
@@ -20,6 +21,13 @@ class Frozen(nn.Module):
         del mode
         super().train(False)
         return self
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """Return a causal language model without its head."""
+    base = model.base_model
+    # Gemma 3's and Llama 4's have another name than their classes say.
+    return model.get_decoder() if base is model else base
 
 
 def in_own_dtype(weight: Tensor) -> contextlib.AbstractContextManager[Any]:

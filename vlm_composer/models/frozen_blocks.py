@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,6 +63,33 @@ def compile_blocks(model: nn.Module) -> list[str]:
         module.apply_rotary_pos_emb = rotate_heads
         counts["apply_rotary_pos_emb → rotate_heads"] = 1
     return [f"{count} × {label}" for label, count in counts.items()]
+
+
+_eager = False
+"""Whether kernels are run as they are written."""
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run the kernels of this module without compiling them: slower, with the same results."""
+    global _eager
+    before, _eager = _eager, True
+    try:
+        yield
+    finally:
+        _eager = before
+
+
+@contextmanager
+def blocks_for_a_check(model: nn.Module) -> Iterator[list[str]]:
+    """Do what `compile_blocks` does to a copy of a model, and leave its architecture as it was."""
+    module: Any = sys.modules[type(model).__module__]
+    rotary = getattr(module, "apply_rotary_pos_emb", None)
+    try:
+        yield compile_blocks(model)
+    finally:
+        if rotary is not None:
+            module.apply_rotary_pos_emb = rotary
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
@@ -195,6 +223,8 @@ def _any_length(rows: Tensor) -> Tensor:
     Detached, for torch 2.7 would compile anew for each shape of what `rows` is a view of.
     """
     rows = rows.detach()
+    if _eager:
+        return rows
     torch._dynamo.maybe_mark_dynamic(rows, 0)
     return rows
 
@@ -209,6 +239,8 @@ def _compiled_when_called(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         nonlocal kernel
+        if _eager:
+            return function(*arguments, **options)
         if kernel is None:
             tensor: Any = arguments[0]
             if tensor.device.type == "cpu":

@@ -5,8 +5,7 @@ Shape suffixes: N tokens of all samples, D width, A tokens that predict an answe
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import logging
 from typing import Any
 
 import torch
@@ -16,10 +15,14 @@ from transformers import PreTrainedModel
 from vlm_composer.models.answer_head import AnswerHead
 from vlm_composer.models.answer_layer import cut_last_layer
 from vlm_composer.models.embedding_rows import add_rows
-from vlm_composer.models.frozen import Frozen, in_own_dtype
-from vlm_composer.models.packed_attention import PACKED_ATTENTION, can_pack
+from vlm_composer.models.frozen import Frozen, decoder_of, in_own_dtype
+from vlm_composer.models.frozen_blocks import compile_blocks
+from vlm_composer.models.packed_attention import PACKED_ATTENTION, attention
 from vlm_composer.models.packing import PackedRows, take_rows
-from vlm_composer.models.prompt_cache import Layers, PromptCache
+from vlm_composer.models.prompt_cache import Layers, PromptCache, read_prompt
+from vlm_composer.models.self_check import Levers, check_levers
+
+log = logging.getLogger(__name__)
 
 
 class LanguageModel(Frozen):
@@ -27,12 +30,15 @@ class LanguageModel(Frozen):
 
     Args:
         model: A Hugging Face causal language model.
+        install: Check the model and install its levers. Otherwise `install` must be called before
+            it is run, with what was found for the same weights: on a rank that does not have them.
 
     Raises:
-        ValueError: The model scales or caps its logits after the head, which would be left out.
+        ValueError: The model scales or caps its logits after the head, which would be left out, or
+            is not causal.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, install: bool = True) -> None:
         super().__init__()
         for attribute in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if (value := getattr(model.config, attribute, None)) not in (None, 1, 1.0):
@@ -41,11 +47,36 @@ class LanguageModel(Frozen):
                     f"({attribute} = {value}); such a language model is not supported"
                 )
         self.model: Any = model  # torch types every attribute of a module as a tensor or a module
-        # A model whose attention cannot be replaced reads a padded view, right and slower.
-        self.packs = can_pack(model)
+        self.packs = self._cuts_last_layer = False
+        self._attention: str = model.config._attn_implementation
         self._prompts = PromptCache(self._read_prompt)
-        self._cuts_last_layer = self.packs and cut_last_layer(model)
-        self._install()
+        self.levers: Levers | None = None
+        if install:
+            self.install(check_levers(model))
+        self.freeze()
+
+    def install(self, levers: Levers) -> None:
+        """Put in place what makes the model fast, once, before it is run.
+
+        Args:
+            levers: As `check_levers` found them for these weights.
+        """
+        self.levers = levers
+        self._attention = levers.attention
+        self.packs = levers.packs  # else the model reads a padded view, right and slower
+        self._cuts_last_layer = levers.cuts_last_layer and cut_last_layer(self.model)
+        chosen = PACKED_ATTENTION if self.packs else self._attention
+        self.model.config._attn_implementation = chosen
+        self._replace_head()
+        blocks = compile_blocks(self.model) if levers.compiles_blocks else []
+        log.info(
+            "Language model: %s, %s, %s.",
+            "packed rows" if self.packs else "padded rows",
+            "last layer cut to answers" if self._cuts_last_layer else "last layer whole",
+            f"compiled {', '.join(blocks)}" if blocks else "no block compiled",
+        )
+        for problem in levers.refused:
+            log.warning("Not used for %s: %s.", type(self.model).__name__, problem)
 
     @property
     def hidden_size(self) -> int:
@@ -84,7 +115,7 @@ class LanguageModel(Frozen):
 
     def _decode(self, inputs_embeds: Tensor, **options: Any) -> Tensor:
         # With a cache, transformers 4.53 forgets where packed samples end.
-        return self.model.base_model(
+        return decoder_of(self.model)(
             inputs_embeds=inputs_embeds, use_cache=False, **options
         ).last_hidden_state
 
@@ -100,8 +131,8 @@ class LanguageModel(Frozen):
             return self.model.get_output_embeddings()(hidden_AD, targets_A, each=each)
 
     def generate(self, **options: Any) -> Tensor:
-        """Call the Hugging Face model's `generate`, with torch's own attention."""
-        with self._attention("sdpa"):
+        """Call the Hugging Face model's `generate`, with its own attention."""
+        with attention(self.model.config, self._attention):
             return self.model.generate(**options)
 
     def ensure_rows(self, num_tokens: int) -> bool:
@@ -115,30 +146,16 @@ class LanguageModel(Frozen):
         """
         if not add_rows(self.model, num_tokens):
             return False
-        self._install()
+        if self.levers is not None:
+            self._replace_head()
+        self.freeze()
         return True
 
-    def _install(self) -> None:
-        if self.packs:
-            self.model.config._attn_implementation = PACKED_ATTENTION
+    def _replace_head(self) -> None:
         self.model.set_output_embeddings(AnswerHead(self.model.get_output_embeddings()))
         self.freeze()
 
     def _read_prompt(self, prompt: tuple[int, ...]) -> Layers:
-        with self._attention("sdpa"):
-            device = self.model.get_input_embeddings().weight.device
-            ids = torch.tensor([prompt], device=device)
-            cache = self.model.base_model(input_ids=ids, use_cache=True).past_key_values
-        return [
-            (keys[0].transpose(0, 1), values[0].transpose(0, 1))
-            for keys, values in zip(cache.key_cache, cache.value_cache, strict=True)
-        ]
-
-    @contextlib.contextmanager
-    def _attention(self, name: str) -> Iterator[None]:
-        config = self.model.config
-        before, config._attn_implementation = config._attn_implementation, name
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
+        ids = torch.tensor(prompt, device=self.model.get_input_embeddings().weight.device)
+        with attention(self.model.config, self._attention):
+            return read_prompt(decoder_of(self.model), self.embed(ids))

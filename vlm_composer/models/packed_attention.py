@@ -43,8 +43,18 @@ def attention_kernel(kernel: Kernel) -> Iterator[None]:
         _chosen = before
 
 
+@contextlib.contextmanager
+def attention(config: Any, name: str) -> Iterator[None]:
+    """Have a model's configuration name another of transformers' attention functions."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether a model takes `packed_attention`.
+    """Whether a model takes `packed_attention`; `self_check` tells whether that is enough.
 
     Its attention must be that of transformers' interface, and its masks those of the library, which
     makes none for a function that brings none: a mask of a model's own would be (N, N).

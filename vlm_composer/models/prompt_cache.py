@@ -4,7 +4,7 @@ What precedes the image is text alone, read by a frozen model: its keys and valu
 need no gradient. LLaVA-Pretrain has about a dozen prompts.
 
 Shape suffixes: P tokens of a prompt, Q tokens of the prompts of a micro-batch, R tokens of all
-prompts seen, G key and value heads, C width of a head.
+prompts seen, G key and value heads, C width of a head, D width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,15 @@ class PromptRows:
         """Return keys and values (Q, G, C) of a layer."""
         keys, values = self.layers[layer]
         return keys.index_select(0, self.index), values.index_select(0, self.index)
+
+
+def read_prompt(decoder: Any, embeds_PD: Tensor) -> Layers:
+    """Run a decoder over the embeddings of a prompt and take keys and values from its cache."""
+    cache = decoder(inputs_embeds=embeds_PD[None], use_cache=True).past_key_values
+    return [
+        (keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        for keys, values in zip(cache.key_cache, cache.value_cache, strict=True)
+    ]
 
 
 class PromptCache:

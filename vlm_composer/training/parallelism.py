@@ -20,7 +20,7 @@ from vlm_composer.config.run import FSDPConfig
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.ranks import on_every_rank
+from vlm_composer.ranks import on_every_rank, on_rank_zero
 
 
 def assemble_on_first_rank(
@@ -45,6 +45,10 @@ def assemble_on_first_rank(
         OSError: It cannot be read.
     """
     vlm = on_every_rank(lambda: assemble(dist.get_global_rank() > 0))
+    levers = on_rank_zero(lambda: vlm.language_model.levers)  # it has the weights to check
+    if vlm.language_model.levers is None:
+        assert levers is not None
+        vlm.language_model.install(levers)
     if parallelism == "replicate":
         _allocate(vlm, "cuda" if device == "gpu" else "cpu")
     return vlm
