@@ -34,7 +34,7 @@ NAMES = {
     "bloom": {"n_layer": 4, "n_head": 4},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gemma2": {"head_dim": 16, "final_logit_softcapping": None},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 64},
     "minimax": {
         "head_dim": 16,
         "num_local_experts": 4,
@@ -42,7 +42,12 @@ NAMES = {
         "layer_types": ["linear_attention", "full_attention"] * 2,
     },
     "mixtral": {"num_local_experts": 4},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "mamba": {"state_size": 8},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 8},
     "rwkv": {"attention_hidden_size": 64, "context_length": 128},

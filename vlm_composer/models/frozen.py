@@ -25,9 +25,9 @@ class Frozen(nn.Module):
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """Return a causal language model without its head."""
-    base = model.base_model
+    base: Any = model.base_model
     # Gemma 3's and Llama 4's have another name than their classes say.
-    return model.get_decoder() if base is model else base
+    return base.get_decoder() if base is model else base
 
 
 def in_own_dtype(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
