@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from convert.duplicates import Sharing
+from convert.longest_prompts import LongestPrompts
 from vlm_composer.data.schema import Record
 
 WORDS = (0, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
@@ -115,13 +116,15 @@ class Statistics:
         }
         self.formats: Counter[str] = Counter()
         self.prompts = PromptCounts()
+        self.longest = LongestPrompts()
 
-    def add(self, record: Record, size: tuple[int, int]) -> None:
+    def add(self, record: Record, size: tuple[int, int], folder: str = "") -> None:
         """Count a sample.
 
         Args:
             record: The sample.
             size: Its image's (width, height) in pixels.
+            folder: Where its shard is, relative to the destination.
         """
         image, answer = record["image"], record["answer"]
         numbers = (*size, len(image), len(answer.split()), len(answer))
@@ -129,6 +132,7 @@ class Statistics:
             histogram.add(number)
         self.formats[_format(image)] += 1
         self.prompts.add(record["prompt"])
+        self.longest.add(folder, record["prompt"])
 
     def merge(self, other: Statistics) -> None:
         """Count what another has counted, of samples that come later."""
@@ -136,6 +140,7 @@ class Statistics:
             histogram.merge(other.histograms[name])
         self.formats += other.formats
         self.prompts.merge(other.prompts)
+        self.longest.merge(other.longest)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, for `from_json`."""
@@ -143,6 +148,7 @@ class Statistics:
             "histograms": {name: asdict(value) for name, value in self.histograms.items()},
             "formats": dict(self.formats),
             "prompts": asdict(self.prompts),
+            "longest_prompts": self.longest.to_json(),
         }
 
     @classmethod
@@ -154,6 +160,8 @@ class Statistics:
         }
         statistics.formats = Counter(value["formats"])
         statistics.prompts = PromptCounts(**value["prompts"])
+        # Of a conversion that an earlier version began, these are some of the prompts.
+        statistics.longest = LongestPrompts.from_json(value.get("longest_prompts", {}))
         return statistics
 
 
@@ -195,6 +203,10 @@ class Quality:
     prompts_uncounted: int
     """Samples with other prompts."""
 
+    longest_prompts: dict[str, list[dict[str, Any]]]
+    """Of each folder of shards the longest different prompts, at most 8: `bytes` in UTF-8, and the
+    `prompt`'s first 10,000 characters. A run compares them with its `max_seq_len`."""
+
     @classmethod
     def of(
         cls,
@@ -230,6 +242,7 @@ class Quality:
             prompts=[{"prompt": prompt, "samples": counts[prompt]} for prompt in listed],
             prompts_different=len(counts),
             prompts_uncounted=statistics.prompts.others,
+            longest_prompts=statistics.longest.to_json(),
         )
 
     def to_json(self) -> str:

@@ -203,7 +203,7 @@ def write_partition(job: Job, task: Task, tell: Tell) -> Later[tuple[Report, npt
             report.rejects.append(line)
             told.rejects.append(line)
         else:
-            report.statistics.add(record, size)
+            report.statistics.add(record, size, job.folder(partition.source, side))
             rows.append(hash_record(record, partition.start + offset, int(sides[offset])))
         told.done()
 

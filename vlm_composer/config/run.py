@@ -96,7 +96,8 @@ class TrainConfig:
     seed: int = 17
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     max_seq_len: int = 2048
-    """Longest sample in tokens, image tokens included; longer answers are cut and counted."""
+    """Longest sample in tokens, image tokens included; longer answers are cut and counted. At most
+    the language model's positions, and more than any prompt of the data has with its image."""
     add_bos: bool | None = None
     """Begin samples with a start token; the tokenizer's own habit when empty."""
 
