@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from convert.duplicates import Sharing
+from convert.longest_prompts import LongestPrompts
 from convert.record import Turns
 from vlm_composer.data.schema import Record
 
@@ -145,14 +146,22 @@ class Statistics:
         self.formats: Counter[str] = Counter()
         self.prompts = PromptCounts()
         self.turns = TurnCounts()
+        self.longest = LongestPrompts()
 
-    def add(self, record: Record, size: tuple[int, int], turns: Turns | None = None) -> None:
+    def add(
+        self,
+        record: Record,
+        size: tuple[int, int],
+        turns: Turns | None = None,
+        folder: str = "",
+    ) -> None:
         """Count a sample.
 
         Args:
             record: The sample.
             size: Its image's (width, height) in pixels.
             turns: Those of the item that it was made of, where they are known.
+            folder: Where its shard is, relative to the destination.
         """
         if turns is not None:
             self.turns.add(turns)
@@ -162,6 +171,7 @@ class Statistics:
             histogram.add(number)
         self.formats[_format(image)] += 1
         self.prompts.add(record["prompt"])
+        self.longest.add(folder, record["prompt"])
 
     def merge(self, other: Statistics) -> None:
         """Count what another has counted, of samples that come later."""
@@ -170,6 +180,7 @@ class Statistics:
         self.formats += other.formats
         self.prompts.merge(other.prompts)
         self.turns.merge(other.turns)
+        self.longest.merge(other.longest)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, for `from_json`."""
@@ -178,6 +189,7 @@ class Statistics:
             "formats": dict(self.formats),
             "prompts": asdict(self.prompts),
             "turns": asdict(self.turns),
+            "longest_prompts": self.longest.to_json(),
         }
 
     @classmethod
@@ -190,6 +202,8 @@ class Statistics:
         statistics.formats = Counter(value["formats"])
         statistics.prompts = PromptCounts(**value["prompts"])
         statistics.turns = TurnCounts(**value["turns"])
+        # Of a conversion that an earlier version began, these are some of the prompts.
+        statistics.longest = LongestPrompts.from_json(value.get("longest_prompts", {}))
         return statistics
 
 
@@ -234,6 +248,10 @@ class Quality:
     prompts_uncounted: int
     """Samples with other prompts."""
 
+    longest_prompts: dict[str, list[dict[str, Any]]]
+    """Of each folder of shards the longest different prompts, at most 8: `bytes` in UTF-8, and the
+    `prompt`'s first 10,000 characters. A run compares them with its `max_seq_len`."""
+
     @classmethod
     def of(
         cls,
@@ -270,6 +288,7 @@ class Quality:
             prompts=[{"prompt": prompt, "samples": counts[prompt]} for prompt in listed],
             prompts_different=len(counts),
             prompts_uncounted=statistics.prompts.others,
+            longest_prompts=statistics.longest.to_json(),
         )
 
     def to_json(self) -> str:

@@ -205,7 +205,8 @@ def write_partition(job: Job, task: Task, tell: Tell) -> Later[tuple[Report, npt
             report.rejects.append(line)
             told.rejects.append(line)
         else:
-            report.statistics.add(record, size, count_turns(item))
+            folder = job.folder(partition.source, side)
+            report.statistics.add(record, size, count_turns(item), folder)
             rows.append(hash_record(record, partition.start + offset, int(sides[offset])))
         told.done()
 

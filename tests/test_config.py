@@ -1,11 +1,15 @@
 """The schema refuses what cannot work, all of it at once, before anything is loaded."""
 
+import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
+from composer.core import Time
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
+from vlm_composer.config.times import TimeRule, marked_times
 
 YAMLS = sorted(Path(__file__).parent.parent.glob("yamls/*.yaml"))
 
@@ -71,9 +75,6 @@ def test_a_missing_key_is_named(tmp_path):
         ("global_train_batch_size=0", "global_train_batch_size: 0 is less than 1"),
         ("device_train_microbatch_size=0", "device_train_microbatch_size: 0 is less than 1"),
         ("device_train_microbatch_size=auto", "auto works on a GPU only"),
-        ("max_duration=soon", "max_duration: 'soon' is not a time"),
-        ("max_duration=0ba", "max_duration: '0ba' is not greater than 0"),
-        ("max_duration=0.5dur", "max_duration: '0.5dur' is not in ep, ba, sp, tok"),
         ("max_seq_len=5", "max_seq_len: 5 is less than 6"),
         ("optimizer.lr=0", "optimizer.lr: 0.0 is not a positive number"),
         ("optimizer.lr=.nan", "optimizer.lr: nan is not a positive number"),
@@ -99,6 +100,136 @@ def test_a_missing_key_is_named(tmp_path):
 )
 def test_values_and_combinations_that_cannot_work_are_refused(tiny_yaml, override, message):
     assert any(message in error for error in errors_of(tiny_yaml(), override))
+
+
+def sections(schema=TrainConfig):
+    """Each dataclass of the schema."""
+    yield schema
+    for hint in typing.get_type_hints(schema).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from sections(part)
+
+
+TIMED = {"callbacks": {"speed_report": {}, "step_times": {}}}
+TIMES = {
+    "max_duration": {"ep", "ba", "sp", "tok"},
+    "scheduler.t_warmup": {"ep", "ba", "sp", "tok", "dur"},
+    "eval_interval": {"ep", "ba", "sp", "tok", "dur", "sec"},
+    "save_interval": {"ep", "ba", "sp", "tok", "dur", "sec"},
+    "console_log_interval": {"ep", "ba"},
+    "callbacks.speed_report.interval": {"ep", "ba", "sp", "tok", "dur", "sec"},
+    "callbacks.step_times.interval": {"ep", "ba", "sp", "tok", "dur", "sec"},
+}
+
+
+def test_every_key_that_holds_a_time_is_marked(tiny_yaml):
+    config = TrainConfig.read(tiny_yaml(**TIMED))
+    marked = {key: set(rule.units) for key, _, rule in marked_times(config)}
+    assert marked == TIMES
+    for section in set(sections()):
+        hints = typing.get_type_hints(section, include_extras=True)
+        for field in dataclasses.fields(section):
+            is_marked = any(
+                isinstance(rule, TimeRule)
+                for rule in getattr(hints[field.name], "__metadata__", ())
+            )
+            assert is_marked == is_time(field.default) or field.name == "max_duration", field.name
+
+
+def is_time(default):
+    try:
+        return isinstance(default, str) and bool(Time.from_timestring(default))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("key", TIMES)
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("0.5ep", "is not a whole number"),
+        ("1.5ba", "is not a whole number"),
+        ("0.1sec", "is not a whole number"),
+        ("ep", "is not a time"),
+        ("soon", "is not a time"),
+        ("5epochs", "is not a time"),
+        ("90m", "is not a time"),  # Composer's clock ends at 59m
+        ("infep", "is not a time"),
+        ("nanba", "is not a time"),
+        ("1e400ba", "is not a time"),
+        ("1e30ba", "is more than 9223372036854775807ba"),
+        ("'5'", "has no unit"),  # which Composer takes for 50 seconds
+        ("1h5", "has no unit"),
+        ("3iter", "is not in ep, ba"),
+        ("-1ba", "than 0"),
+        ("''", "has no unit"),
+    ],
+)
+def test_a_time_that_cannot_work_is_refused(tiny_yaml, key, text, fault):
+    (error,) = errors_of(tiny_yaml(**TIMED), f"{key}={text}")
+    text = text.strip("'")
+    assert error.startswith(f"{key}: {text!r} "), error
+    assert fault in error
+    assert "; give a time such as " in error
+
+
+@pytest.mark.parametrize("key", TIMES)
+@pytest.mark.parametrize("unit", ["ep", "ba", "sp", "tok", "dur", "sec"])
+def test_each_key_takes_its_units_and_no_others(tiny_yaml, key, unit):
+    path = tiny_yaml(**TIMED, max_duration=f"9{unit}" if unit in TIMES["max_duration"] else "9ba")
+    warmup = f"scheduler.t_warmup=0{unit if unit in TIMES['max_duration'] else 'dur'}"
+    item = f"{key}=1{unit}"
+    if unit in TIMES[key]:
+        TrainConfig.read(path, [warmup, item])
+    else:
+        (error,) = errors_of(path, warmup, item)
+        assert error.startswith(f"{key}: '1{unit}' is not in ")
+
+
+@pytest.mark.parametrize("key", TIMES)
+def test_a_bare_number_is_no_time(tiny_yaml, key):
+    (error,) = errors_of(tiny_yaml(**TIMED), f"{key}=10")
+    assert error.startswith(f"{key}: expected a time such as ")
+    assert error.endswith(", got 10")
+
+
+@pytest.mark.parametrize("text", ["0ep", "0dur", "1.01dur", "nandur", "-0.1dur"])
+def test_an_interval_is_some_of_the_run(tiny_yaml, text):
+    (error,) = errors_of(tiny_yaml(), f"eval_interval={text}")
+    assert error.startswith(f"eval_interval: {text!r} is ")
+
+
+@pytest.mark.parametrize("text", ["1 ep", "1EP", "1e1ba", "1.0ba", "1_000ba", "1ep"])
+def test_what_composer_reads_as_a_time_is_one(tiny_yaml, text):
+    config = TrainConfig.read(tiny_yaml(max_duration=text, scheduler={"t_warmup": "0.1dur"}))
+    assert config.max_duration == text
+
+
+@pytest.mark.parametrize(
+    ("length", "warmup", "fault"),
+    [
+        ("20sp", "1ba", "'1ba' is not in the unit of max_duration: '20sp'; give it in sp or dur"),
+        ("20sp", "0ep", "'0ep' is not in the unit of max_duration: '20sp'; give it in sp or dur"),
+        ("9tok", "1sp", "'1sp' is not in the unit of max_duration: '9tok'; give it in tok or dur"),
+        ("1ep", "9tok", "'9tok' is not in the unit of max_duration: '1ep'; give it in ep or dur"),
+        ("4ba", "5ba", "'5ba' is longer than max_duration: '4ba'; give that or less"),
+        ("1ep", "2ep", "'2ep' is longer than max_duration: '1ep'; give that or less"),
+        ("4ba", "2dur", "'2dur' is more than 1dur; give a time such as 100ba or 0.03dur"),
+    ],
+)
+def test_a_warm_up_that_does_not_fit_the_run_is_refused(tiny_yaml, length, warmup, fault):
+    found = errors_of(tiny_yaml(), f"max_duration={length}", f"scheduler.t_warmup={warmup}")
+    assert found == [f"scheduler.t_warmup: {fault}"]
+
+
+def test_times_are_refused_with_all_other_mistakes(tiny_yaml):
+    found = errors_of(tiny_yaml(), "max_duration=0.5ep", "eval_interval=h", "max_seq_len=5")
+    assert [error.split(":")[0] for error in found] == [
+        "max_seq_len",
+        "max_duration",
+        "eval_interval",
+    ]
 
 
 LLAVA = {"local": "/llava", "proportion": 0.7}

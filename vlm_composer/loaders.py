@@ -17,7 +17,7 @@ from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.batches import num_samples, num_tokens, split_batch
 from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.dataset import StreamingCaptions
-from vlm_composer.data.encoder import BatchEncoder, Pixels
+from vlm_composer.data.encoder import BatchEncoder, Pixels, SampleError
 from vlm_composer.data.features import Features
 from vlm_composer.data.leftovers import claim_caches, live_as_parent
 from vlm_composer.data.mixing import describe_mix, is_mixed
@@ -97,6 +97,31 @@ def assemble_evaluators(config: TrainConfig, encoder: BatchEncoder, device: str)
             )
         )
     return evaluators
+
+
+def explain_failure(error: Exception) -> str | None:
+    """Return in one line why a loader could not give a batch.
+
+    torch puts the traceback of a worker into the message of the error that it raises again.
+
+    Args:
+        error: What training or an evaluation raised.
+
+    Returns:
+        What the user needs to know; None where the error is not a loader's or a store's.
+    """
+    text = str(error)
+    if isinstance(error, SampleError | OSError):
+        kind = type(error)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        _, raised, message = text.rpartition(f"\n{module}{kind.__qualname__}: ")
+        return " ".join((message if raised else text).split())
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return (
+            f"{' '.join(text.split())} See whether the machine ran out of memory (dmesg); fewer "
+            "train_loader.num_workers, or a smaller prefetch_factor, take less"
+        )
+    return None
 
 
 def claim_data(config: TrainConfig) -> None:

@@ -21,6 +21,7 @@ from vlm_composer.loaders import (
     assemble_encoder,
     assemble_evaluators,
     assemble_train_loader,
+    explain_failure,
     features_of,
 )
 from vlm_composer.planning.choose import choose_parallelism
@@ -127,9 +128,12 @@ def main(arguments: Sequence[str]) -> int:
         log.warning("%s; start the same command again to go on.", stop)
         trainer.close()
         return EXIT_CODE
-    except OSError as error:  # a store, a shard, a disk or another rank: no trace helps
+    except (ValueError, OSError, RuntimeError) as error:
+        # A sample, a store, a shard, a disk or another rank: no trace helps.
+        if (reason := explain_failure(error)) is None:
+            raise
         log.debug("Training failed", exc_info=True)
-        print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
+        print(f"error on rank {dist.get_global_rank()}: {reason}", file=sys.stderr)
         return 1
     trainer.close()
     return 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from convert import duplicates
 from convert.duplicates import MOVED, count_sharing, find_exceptions, sorted_hashes
+from convert.longest_prompts import LongestPrompts
 from convert.quality import Histogram, PromptCounts, Statistics
 from convert.split import EVAL, TRAIN
 
@@ -59,6 +60,37 @@ def test_placeholder_images(pairs: Any, capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().err
     assert "1 images have 10 or more different texts, one has 12 (first at item 7)" in said
     assert "repeat" not in said
+
+
+def test_the_longest_prompts_of_each_side(pairs: Any) -> None:
+    for number in range(40):
+        pairs.add()["conversations"][0]["value"] = "<image>\n" + "é" * (number // 2)
+    pairs.items[7]["conversations"][0]["value"] = "x" * 20_000 + "\n<image>"
+    pairs.convert(eval_ratio=0.25, workers=2)
+    found = quality(pairs)["longest_prompts"]
+    assert found.keys() == {"train", "eval"}
+    for side, listed in found.items():
+        prompts = {sample["prompt"] for sample in pairs.read(side)}
+        longest = sorted(prompts, key=lambda text: (-len(text.encode()), text))[:8]
+        assert listed == [
+            {"bytes": len(text.encode()), "prompt": text[:10_000]} for text in longest
+        ]
+
+
+@given(prompts=st.lists(st.text("aé", max_size=12)), cut=st.integers(0, 30))
+@steady
+def test_the_longest_prompts_of_parts_are_those_of_all(prompts: list[str], cut: int) -> None:
+    together, parts = LongestPrompts(), (LongestPrompts(), LongestPrompts())
+    for number, prompt in enumerate(prompts):
+        together.add("train", prompt)
+        parts[number >= cut].add("train", prompt)
+    merged = LongestPrompts.from_json(json.loads(json.dumps(parts[0].to_json())))
+    merged.merge(parts[1])
+    assert merged.to_json() == together.to_json()
+    reverse = LongestPrompts()
+    for prompt in reversed(prompts):
+        reverse.add("train", prompt)
+    assert reverse.to_json() == together.to_json()
 
 
 def test_many_copies_are_alarming(pairs: Any, capsys: pytest.CaptureFixture[str]) -> None:

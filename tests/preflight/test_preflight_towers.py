@@ -70,8 +70,12 @@ def test_what_sharding_and_positions_allow(tiny_config, towers):
     found = check_language_model(config)
     assert "tie_word_embeddings" in texts(found, "failure")[0]
     config.parallelism = "replicate"
-    (text,) = texts(check_language_model(config), "warning")
-    assert "max_seq_len: 513 is more than the 512 positions" in text
+    (found,) = [f for f in check_language_model(config) if f.level != "ok"]
+    assert found.level == "failure"
+    assert str(found) == (
+        f"max_seq_len: 513 is more than the 512 positions of {towers / 'llama'} "
+        "(max_position_embeddings); set 512 or less"
+    )
     config.max_seq_len = 512
     assert not [f for f in check_language_model(config) if f.level != "ok"]
 

@@ -77,8 +77,8 @@ def test_towers_that_differ_are_refused(trained, tiny_config, towers, key, chang
 
 
 def test_other_data_are_refused_but_for_the_weights_alone(trained, tiny_config, shards):
-    other = {"dataset": {"local": str(shards / "eval")}, "num_workers": 0}
-    changes = {"train_loader": other, "global_train_batch_size": 4, "load_path": newest(trained)}
+    other = {"dataset": {"local": str(shards / "eval"), "shuffle": True}, "num_workers": 0}
+    changes = {"train_loader": other | {"drop_last": False}, "load_path": newest(trained)}
     changes["load_path"] = str(changes["load_path"].path)
     with pytest.raises(CheckpointError, match=r"other data: index_.*, samples: 40 became 7;"):
         start(tiny_config(**changes))

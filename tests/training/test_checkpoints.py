@@ -13,9 +13,9 @@ from checkpoints import HOLD, folder_of, newest
 from runs import run, start
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.preflight.report import PreflightError
-from vlm_composer.training.checkpoint_file import (
-    load_connector,
-)
+from vlm_composer.training.checkpoint_file import load_connector
+from vlm_composer.training.checkpoint_folder import CheckpointFolder
+from vlm_composer.training.checkpointing import Checkpointer
 
 
 def check_contents(config, vlm):
@@ -135,6 +135,23 @@ def test_cut_answers_are_counted_over_a_resumption(tiny_config, tmp_path):
     first.close()
     second, _, _ = run(tiny_config(**settings, **changes))
     assert last(second, "data/cut_answers") == last(trainer, "data/cut_answers") > 0
+
+
+def test_a_checkpoint_is_saved_whoever_closes_its_thread(tiny_config, tmp_path):
+    """Python's garbage collector may be the thread itself, where a run has failed."""
+    trainer, _, _ = start(tiny_config(save_folder=str(tmp_path / "first")))
+    trainer.fit()
+    checkpointer = next(c for c in trainer.state.callbacks if isinstance(c, Checkpointer))
+
+    class ClosingFolder(CheckpointFolder):
+        def add(self, path, name):
+            checkpointer.close(trainer.state, trainer.logger)
+            super().add(path, name)
+
+    checkpointer.folder = ClosingFolder(str(tmp_path / "second"), tmp_path)
+    checkpointer.save(trainer.state)
+    checkpointer.wait()
+    assert [path.name for path in (tmp_path / "second").glob("ep*")] == ["ep0-ba4.safetensors"]
 
 
 def test_only_the_newest_are_kept(tiny_config):

@@ -82,6 +82,13 @@ def test_other_streams_and_weights_are_refused(mixed_config, two_sets):
         {"emoji": {"proportion": 0.5}, "llava": {"proportion": 0.25}}
     )
     assert "epoch_size: None became 48" in refusal(SHARES, epoch_size=48)
+    for key, before, now in (
+        ("sampling_method", "balanced", "fixed"),
+        ("sampling_granularity", 1, 2),
+    ):
+        changed = rf"inside an epoch, .*dataset\.{key}: {before} became {now}\."
+        with pytest.raises(CheckpointError, match=changed):
+            start(mixed_config(loader={key: now}, **path))
     assert "streams.llava.samples: 40 became None" in refusal({"emoji": {}})
     said = refusal(SHARES, side="eval", epoch_size=48)
     assert "streams.emoji.samples: 20 became 2" in said

@@ -44,6 +44,22 @@ _FREE = (
 """How the keys start that change no weight."""
 
 
+_ORDER = (
+    "global_train_batch_size",
+    "train_loader.dataset.num_canonical_nodes",
+    "train_loader.dataset.sampling_",
+    "train_loader.dataset.shuffle",
+)
+"""How the keys start that decide which samples the rest of an epoch reads, in which batches. The
+data themselves are compared by their fingerprint."""
+
+
+def changed_order(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Compare as `changed_settings` does; return the lines of settings that may change only between
+    epochs."""
+    return [line for line in differences(saved, asdict(config)) if line.startswith(_ORDER)]
+
+
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Compare a checkpoint's settings with a run's.
 

@@ -11,6 +11,7 @@ from composer.core import Time, TimeUnit
 from vlm_composer.config.reports import CallbacksConfig
 from vlm_composer.config.run import TrainConfig
 from vlm_composer.config.source_checks import source_mistakes
+from vlm_composer.config.times import marked_times
 
 
 def mistakes(config: TrainConfig) -> list[str]:
@@ -18,7 +19,7 @@ def mistakes(config: TrainConfig) -> list[str]:
     return [
         *_out_of_range(config),
         *source_mistakes(config),
-        *_bad_times(config),
+        *(_time_faults(config) or warmup_faults(config)),
         *_without_effect(config),
         *_batch_sizes(config),
     ]
@@ -92,30 +93,41 @@ def _out_of_range_callbacks(callbacks: CallbacksConfig) -> Iterator[str]:
             yield f"callbacks.{key}: {value} is more than {most}"
 
 
-def _bad_times(config: TrainConfig) -> Iterator[str]:
-    times = {
-        "max_duration": config.max_duration,
-        "eval_interval": config.eval_interval,
-        "save_interval": config.save_interval,
-        "console_log_interval": config.console_log_interval,
-        "scheduler.t_warmup": config.scheduler.t_warmup,
-    }
-    if config.callbacks.speed_report is not None:
-        times["callbacks.speed_report.interval"] = config.callbacks.speed_report.interval
-    if config.callbacks.step_times is not None:
-        times["callbacks.step_times.interval"] = config.callbacks.step_times.interval
-    units = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN)
-    for key, text in times.items():
-        allowed = units if key == "max_duration" else (*units, TimeUnit.DURATION)
-        try:
-            time = Time.from_timestring(text)
-        except ValueError:
-            yield f"{key}: {text!r} is not a time such as 1ep, 500ba or 0.03dur"
-            continue
-        if time.unit not in allowed:
-            yield f"{key}: {text!r} is not in {', '.join(u.value for u in allowed)}"
-        elif time.value < 0 or (time.value == 0 and key != "scheduler.t_warmup"):
-            yield f"{key}: {text!r} is not greater than 0"
+def _time_faults(config: TrainConfig) -> list[str]:
+    return [f"{key}: {fault}" for key, text, rule in marked_times(config) if (fault := rule(text))]
+
+
+def warmup_faults(config: TrainConfig, epoch_batches: int | None = None) -> list[str]:
+    """Compare the warm-up with the length of the run.
+
+    Args:
+        config: The run; its times are valid.
+        epoch_batches: Batches of an epoch; None where it is not known, and ep and ba are then not
+            compared.
+
+    Returns:
+        One line where Composer would refuse the warm-up, or the learning rate would never reach
+        `optimizer.lr`.
+    """
+    length = Time.from_timestring(config.max_duration)
+    warmup = Time.from_timestring(config.scheduler.t_warmup)
+    key = f"scheduler.t_warmup: {config.scheduler.t_warmup!r}"
+    run = f"max_duration: {config.max_duration!r}"
+    batches = {TimeUnit.EPOCH: epoch_batches, TimeUnit.BATCH: 1}
+    if warmup.unit == TimeUnit.DURATION:
+        return []
+    if warmup.unit == length.unit:
+        too_long = warmup.value > length.value
+    elif warmup.unit in batches and length.unit in batches:
+        warmup_of, length_of = batches[warmup.unit], batches[length.unit]
+        if warmup_of is None or length_of is None:
+            return []
+        too_long = warmup.value * warmup_of > length.value * length_of
+        run += f" (an epoch has {epoch_batches} batches)"
+    else:
+        unit = length.unit.value
+        return [f"{key} is not in the unit of {run}; give it in {unit} or dur"]
+    return [f"{key} is longer than {run}; give that or less"] if too_long else []
 
 
 def _without_effect(config: TrainConfig) -> Iterator[str]:

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -70,7 +70,8 @@ def build(schema: type[T], data: dict[str, Any], path: str, errors: list[str]) -
 
     Args:
         schema: A dataclass type; nested dataclasses, `X | None`, `Literal`, `list[X]`,
-            `tuple[X, …]`, `dict[str, X]`, str, int, float and bool are understood.
+            `tuple[X, …]`, `dict[str, X]`, str, int, float and bool are understood, and
+            `Annotated[X, rule]`, whose `rule.expected` describes what it takes.
         data: The mapping at `path`.
         path: Dotted key of `data` in the file, empty at the top.
         errors: Extended in place.
@@ -78,7 +79,7 @@ def build(schema: type[T], data: dict[str, Any], path: str, errors: list[str]) -
     Returns:
         The instance, or None when `data` had a mistake.
     """
-    hints = typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     before = len(errors)
     values: dict[str, Any] = {}
@@ -117,6 +118,9 @@ def _convert(hint: Any, value: Any, where: str, errors: list[str]) -> Any:
             if not attempt:
                 return converted
         return _reject(where, " or ".join(_name(a) for a in inner), value, errors)
+    if origin is Annotated:
+        base, rule = arguments
+        return value if type(value) is base else _reject(where, rule.expected, value, errors)
     if dataclasses.is_dataclass(hint):
         if value is None:  # `lr_monitor:` with nothing behind it means its defaults
             value = {}

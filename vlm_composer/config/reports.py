@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vlm_composer.config.times import Interval
+
 
 @dataclass
 class SpeedMonitorConfig:
@@ -22,7 +24,7 @@ class SpeedReportConfig:
 
     warmup_batches: int = 3
     """First batches that are left out."""
-    interval: str = "100ba"
+    interval: Interval = "100ba"
     """How often it is logged; it always is at the end."""
     full_epoch_samples: int | None = None
     """Samples of the epoch to estimate for; those of the train set when empty."""
@@ -34,7 +36,7 @@ class StepTimesConfig:
 
     warmup_batches: int = 3
     """First batches that are left out."""
-    interval: str = "100ba"
+    interval: Interval = "100ba"
     """Steps that are averaged over, and how often that is logged."""
 
 

@@ -15,6 +15,7 @@ from vlm_composer.config.data import EvalLoaderConfig, ImageDecoder, LoaderConfi
 from vlm_composer.config.loader import ConfigError, build, read_yaml
 from vlm_composer.config.model import ConnectorConfig, LanguageModelConfig, VisionTowerConfig
 from vlm_composer.config.reports import CallbacksConfig, LoggersConfig
+from vlm_composer.config.times import ConsoleInterval, Interval, RunLength, Warmup
 
 
 @dataclass
@@ -36,8 +37,9 @@ class SchedulerConfig:
     name: Literal["cosine_with_warmup", "linear_decay_with_warmup", "constant_with_warmup"] = (
         "cosine_with_warmup"
     )
-    t_warmup: str = "0.03dur"
-    """Linear warm-up: a time such as 100ba, or a share of the run such as 0.03dur."""
+    t_warmup: Warmup = "0.03dur"
+    """Linear warm-up: a share of the run such as 0.03dur, or a time such as 100ba, in the unit of
+    `max_duration` (ep and ba go together)."""
     alpha_f: float = 0.0
     """Final learning rate as a multiple of the peak."""
 
@@ -83,8 +85,8 @@ class TrainConfig:
     train_loader: LoaderConfig
     global_train_batch_size: int
     """Samples an optimizer step sees, over all ranks and micro-batches."""
-    max_duration: str
-    """Length of the run: 1ep, 500ba, …"""
+    max_duration: RunLength
+    """Length of the run, in whole ep, ba, sp or tok: 1ep, 500ba, …"""
 
     variables: dict[str, Any] = field(default_factory=dict)
     """Values of your own for `${variables.…}` elsewhere in the file."""
@@ -94,7 +96,8 @@ class TrainConfig:
     seed: int = 17
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     max_seq_len: int = 2048
-    """Longest sample in tokens, image tokens included; longer answers are cut and counted."""
+    """Longest sample in tokens, image tokens included; longer answers are cut and counted. At most
+    the language model's positions, and more than any prompt of the data has with its image."""
     add_bos: bool | None = None
     """Begin samples with a start token; the tokenizer's own habit when empty."""
 
@@ -124,8 +127,9 @@ class TrainConfig:
     fsdp_config: FSDPConfig | None = None
 
     eval_loader: EvalLoaderConfig | None = None
-    eval_interval: str = "1ep"
-    """How often the evaluation set is run; it always is at the end."""
+    eval_interval: Interval = "1ep"
+    """How often the evaluation set is run (1ep, 500ba, 0.1dur, 1h30m, …); it always is at the
+    end."""
     eval_first: bool = False
     """Evaluate before the first step as well."""
     eval_subset_num_batches: int = -1
@@ -143,7 +147,7 @@ class TrainConfig:
     save_folder: str | None = None
     """Folder or URL (s3://, gs://, azure://) of the checkpoints; `{run_name}` is filled in. None is
     written when empty."""
-    save_interval: str = "1ep"
+    save_interval: Interval = "1ep"
     """How often a checkpoint is saved; one always is at the end and at SIGTERM."""
     save_num_checkpoints_to_keep: int = -1
     """Newest checkpoints to keep, in a folder or a bucket; -1 keeps all."""
@@ -162,7 +166,8 @@ class TrainConfig:
 
     progress_bar: bool = True
     log_to_console: bool = True
-    console_log_interval: str = "10ba"
+    console_log_interval: ConsoleInterval = "10ba"
+    """How often, in ep or ba."""
     deterministic_mode: bool = False
     """torch's deterministic algorithms; slower."""
     dist_timeout: float = 600

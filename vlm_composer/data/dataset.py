@@ -150,7 +150,10 @@ class StreamingCaptions(StreamingDataset):
         # Again, where another worker's attempt failed: a shard that is wrong may still be there.
         while not self._is_local(shard_id):
             self.prepare_shard(shard_id)
-        return super().get_item(sample_id, retry)
+        try:
+            return super().get_item(sample_id, retry)
+        except RuntimeError as error:  # the shard was deleted, or evicted again and again
+            raise self._failure or StoreError(str(error)) from error
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Fetch and check a shard; where that fails, let other workers see it fail as well.

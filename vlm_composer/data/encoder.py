@@ -20,6 +20,10 @@ ImagesOf = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 """Makes of B records what a batch holds of their images, by its key."""
 
 
+class SampleError(ValueError):
+    """A sample cannot be made part of a batch. The message names it and says what to do."""
+
+
 class Pixels:
     """Decodes the images of records.
 
@@ -44,7 +48,7 @@ class Pixels:
         """Return `pixel_values` uint8 (B, 3, S, S).
 
         Raises:
-            ValueError: An image cannot be read; the message names the sample.
+            SampleError: An image cannot be read.
         """
 
         def decode(pixels: Tensor) -> None:
@@ -54,7 +58,7 @@ class Pixels:
                         record["image"], self.image_size, self.resample, self.image_decoder, image
                     )
                 except ValueError as error:
-                    raise ValueError(f"sample {record['id']}: {error}") from error
+                    raise SampleError(f"sample {record['id']}: {error}") from error
 
         shape = len(records), 3, self.image_size, self.image_size
         return {"pixel_values": self._memory.batch(shape, torch.uint8, decode)}
@@ -72,11 +76,18 @@ class Patches:
         self._memory = BatchMemory()
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `patches` (B, N, V)."""
+        """Return `patches` (B, N, V).
+
+        Raises:
+            SampleError: Patches are not of the size that `features.json` says.
+        """
 
         def read(patches: Tensor) -> None:
             for image, record in zip(patches, records, strict=True):
-                self.features.decode(record["patches"], image)
+                try:
+                    self.features.decode(record["patches"], image)
+                except ValueError as error:
+                    raise SampleError(f"sample {record['id']}: {error}") from error
 
         shape = len(records), self.features.num_patches, self.features.hidden_size
         return {"patches": self._memory.batch(shape, self.features.torch_dtype, read)}
@@ -115,7 +126,7 @@ class BatchEncoder:
             were cut).
 
         Raises:
-            ValueError: A record cannot be encoded; the message names it.
+            SampleError: A record cannot be encoded.
         """
         texts = self.texts(records)
         return {
@@ -130,7 +141,7 @@ class BatchEncoder:
         """Make of one record what a batch holds of its images: pixels (3, S, S) or patches (N, V).
 
         Raises:
-            ValueError: The image cannot be read; the message names the sample.
+            SampleError: The image cannot be read.
         """
         (images,) = self.images([record]).values()
         return images[0]
@@ -139,7 +150,7 @@ class BatchEncoder:
         """Tokenize the texts of records.
 
         Raises:
-            ValueError: One leaves no room for an answer; the message names the sample.
+            SampleError: One leaves no room for an answer.
         """
         texts = []
         answers = self.template.tokenize([record["answer"] for record in records])
@@ -147,5 +158,5 @@ class BatchEncoder:
             try:
                 texts.append(self.template.join(record["prompt"], answer))
             except ValueError as error:
-                raise ValueError(f"sample {record['id']}: {error}") from error
+                raise SampleError(f"sample {record['id']}: {error}") from error
         return texts

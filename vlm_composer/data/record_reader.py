@@ -68,6 +68,20 @@ class RecordReader(MDSReader):
             raise OSError(f"{self._path} ends within sample {idx}, at {begin + len(data)} of {end}")
         return data
 
+    def get_item(self, idx: int) -> dict[str, Any]:
+        """Read a sample and take it apart.
+
+        Raises:
+            OSError: It is not what the index says of its columns.
+        """
+        data = self.get_sample_data(idx)
+        try:
+            return self.decode_sample(data)
+        except (ValueError, struct.error) as error:
+            raise OSError(
+                f"sample {idx} of {self._path} cannot be decoded ({error}); convert it again"
+            ) from error
+
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         """Take a sample apart into its columns."""
         sizes = iter(self._sizes.unpack_from(data))

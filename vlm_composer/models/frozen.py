@@ -25,9 +25,9 @@ class Frozen(nn.Module):
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """Return a causal language model without its head."""
-    base: Any = model.base_model
+    whole: Any = model
     # Gemma 3's and Llama 4's have another name than their classes say.
-    return base.get_decoder() if base is model else base
+    return whole.get_decoder() if whole.base_model is whole else whole.base_model
 
 
 def in_own_dtype(weight: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from vlm_composer.loaders import caches_of, claim_data
 from vlm_composer.preflight.disk import check_disk, check_shared_memory
 from vlm_composer.preflight.finding import Finding, Findings
 from vlm_composer.preflight.hardware import check_device, check_memory
+from vlm_composer.preflight.prompts import check_prompts
 from vlm_composer.preflight.ranks import Placement, check_batch, check_ranks, count_gpus
 from vlm_composer.preflight.shards import Shards, Side, check_side, check_sides, read_shards
 from vlm_composer.preflight.stores import check_load_path, check_save_folder
@@ -61,14 +62,19 @@ def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     saving = check_save_folder(config) if leads else Findings()
     saves = bool(saving) and saving[-1].level != "failure"
     data, sides = _check_data(config, seconds, known=known)
+    tokenizer = check_tokenizer(config)
+    prompts = Findings()
+    if tokenizer and tokenizer[-1].level == "ok":
+        prompts = check_prompts(config)
     report: dict[str, Findings] = {
         "ranks": check_ranks(placement, count_gpus(device)),
         "batch": check_batch(config, placement),
         "device": check_device(config, device),
         "vision tower": towers[0],
         "language model": towers[1],
-        "tokenizer": check_tokenizer(config),
+        "tokenizer": tokenizer,
         "shards": data,
+        "prompts": prompts,
         "save folder": saving,
         "load path": check_load_path(config) if leads else Findings(),
         "disk": check_disk(config, sides, checkpoints=saves and known),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_composer.config import TrainConfig
+from vlm_composer.config.checks import warmup_faults
 from vlm_composer.config.data import StreamConfig
 from vlm_composer.data.features import FEATURES_FILE, Features, VisionSettings, check_alike
 from vlm_composer.data.mixing import Mix, describe_mix, epoch_size, is_mixed, mix_of
@@ -141,6 +143,11 @@ def check_side(
             "(global_train_batch_size)",
             f"set {size} or less, or drop_last: false",
         )
+    elif side == "train":
+        batches = size / batch
+        whole = math.floor(batches) if config.train_loader.drop_last else math.ceil(batches)
+        for fault in warmup_faults(config, whole):
+            found.fail(fault)
     return found
 
 

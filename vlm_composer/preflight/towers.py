@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from vlm_composer.assembly import assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.model import TowerConfig
+from vlm_composer.models.positions import count_positions
 from vlm_composer.models.tower_loading import bundled_or_given, check_kind, read_config
 from vlm_composer.models.vision_layers import layers_below
 from vlm_composer.preflight.finding import Findings
@@ -61,12 +62,12 @@ def check_language_model(config: TrainConfig, *, reads_weights: bool = True) -> 
                 f"parallelism: {config.parallelism} does not work with {tower.name}, whose "
                 "embedding table is its head (tie_word_embeddings); use parallelism: replicate"
             )
-        longest = getattr(shape, "max_position_embeddings", None)
-        if longest is not None and config.max_seq_len > longest:
-            found.warn(
-                f"max_seq_len: {config.max_seq_len} is more than the {longest} positions that "
-                f"{tower.name} knows (max_position_embeddings)",
-                f"set {longest} or less",
+        positions = count_positions(shape)
+        if positions is not None and config.max_seq_len > positions[0]:
+            found.fail(
+                f"max_seq_len: {config.max_seq_len} is more than the {positions[0]} positions of "
+                f"{tower.name} ({positions[1]})",
+                f"set {positions[0]} or less",
             )
         found.ok(f"{tower.name}: {shape.num_hidden_layers} layers, width {shape.hidden_size}")
     return found

@@ -21,7 +21,8 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vlm_composer.config.changes import differences
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.changes import changed_order, differences
 from vlm_composer.training.checkpoint_file import (
     WEIGHTS,
     CheckpointError,
@@ -116,7 +117,7 @@ def restore_progress(
     for group, lr in zip(optimizer.param_groups, document["lr"], strict=True):
         group["lr"] = lr
     state.timestamp.load_state_dict(_timestamp_from_json(document["timestamp"]))
-    _dataset(state).load_state_dict(document["dataset"])
+    _dataset(state).load_state_dict(_position(state, document))
     state.dataset_resumption["train"] = True  # Composer then leaves skipping to the data set
     for callback in state.callbacks:
         if kept := document["callbacks"].get(type(callback).__name__):
@@ -135,6 +136,38 @@ def check_fits(state: State, checkpoint: CheckpointFile) -> None:
     check_names(dict(trained_weights(state.model)), checkpoint.weights(), checkpoint.url)
 
 
+def is_inside_epoch(document: dict[str, Any], config: TrainConfig) -> bool:
+    """Return whether the run, or the one that saved the checkpoint, would read more of its epoch.
+
+    A checkpoint of an epoch's last batch is saved before the epoch ends.
+
+    Args:
+        document: Of the checkpoint.
+        config: This run's.
+    """
+    timestamp, saved = document["timestamp"], document["settings"]
+    if timestamp["batch_in_epoch"] == 0:
+        return False
+    left = _epoch_samples(document["data"]) - timestamp["sample_in_epoch"]
+    least = 1
+    if saved["train_loader"]["drop_last"] and config.train_loader.drop_last:
+        least = min(saved["global_train_batch_size"], config.global_train_batch_size)
+    return left >= least
+
+
+def check_order(document: dict[str, Any], config: TrainConfig, url: str) -> None:
+    """Raise CheckpointError where the rest of a checkpoint's epoch would be read in another order,
+    or in other batches, than its beginning."""
+    changed = changed_order(document["settings"], config)
+    if changed and is_inside_epoch(document, config):
+        raise CheckpointError(
+            f"{url} is inside an epoch, at sample {document['timestamp']['sample_in_epoch']} of "
+            f"{_epoch_samples(document['data'])}, where these cannot change: {', '.join(changed)}. "
+            "Set them back until the epoch ends, or start from its weights alone (load_path with "
+            "load_weights_only: true)"
+        )
+
+
 def check_data(state: State, checkpoint: CheckpointFile) -> None:
     """Raise CheckpointError unless the checkpoint's position is one in this run's data set."""
     saved, here = checkpoint.document["data"], _dataset(state).fingerprint
@@ -144,6 +177,31 @@ def check_data(state: State, checkpoint: CheckpointFile) -> None:
             f"{', '.join(differences(saved, here))}; use the same, or load_path with "
             "load_weights_only: true"
         )
+
+
+def _epoch_samples(data: dict[str, Any]) -> int:
+    """Samples of an epoch over data with this fingerprint."""
+    if "epoch_size" in data:
+        return data["epoch_size"]
+    streams = [data] if "samples" in data else data.values()
+    return sum(stream["samples"] for stream in streams)
+
+
+def _position(state: State, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the data set's position.
+
+    streaming 0.13 keeps no number of an epoch that has not begun: between epochs its own state
+    would repeat the last one. Of the seed and the canonical nodes it takes what was saved, for all
+    epochs to come; here they are this run's, which `check_order` has compared within an epoch.
+    """
+    timestamp, dataset = document["timestamp"], _dataset(state)
+    return {
+        **document["dataset"],
+        "epoch": timestamp["epoch"],
+        "sample_in_epoch": timestamp["sample_in_epoch"],
+        "num_canonical_nodes": dataset.num_canonical_nodes,
+        "shuffle_seed": dataset.shuffle_seed,
+    }
 
 
 def _optimizer(state: State) -> Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,8 @@ from vlm_composer.training.checkpoint_folder import CheckpointFolder, checkpoint
 from vlm_composer.training.checkpoint_state import Snapshot, capture
 
 log = logging.getLogger(__name__)
+
+_THREAD = "checkpoint"
 
 
 class Checkpointer(Callback):
@@ -41,7 +44,7 @@ class Checkpointer(Callback):
         self.folder = folder
         self.facts = facts
         self._due = create_interval_scheduler(interval, include_end_of_training=True)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=_THREAD)
         self._writing: Future[None] | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -88,7 +91,9 @@ class Checkpointer(Callback):
     def close(self, state: State, logger: Logger) -> None:
         """End the thread, after what it is doing."""
         del state, logger
-        self._thread.shutdown()
+        # Where a run fails, Python's garbage collector may close it from the thread itself.
+        is_own = threading.current_thread().name.startswith(_THREAD)
+        self._thread.shutdown(wait=not is_own)
 
     def _write(self, folder: CheckpointFolder, snapshot: Snapshot, name: str) -> None:
         path = folder.scratch_path(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -19,23 +22,42 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ShortEpochError(RuntimeError):
-    """An epoch gave fewer batches than it has."""
+    """An epoch gave fewer samples than it has."""
 
 
 class ShortEpochGuard(Callback):
     """Fail at an epoch that ended early: a loader that lost its store must not pass for one that is
-    through."""
+    through.
+
+    It counts samples: an epoch may have been begun in batches of another size.
+    """
+
+    def __init__(self) -> None:
+        self._resumed_at: dict[int, int] = {}
+        """Epoch → samples of it that were trained before this process."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Note the position in the epoch."""
+        del logger
+        self._resumed_at = {state.timestamp.epoch.value: state.timestamp.sample_in_epoch.value}
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Compare the batches that were trained with the loader's length."""
+        """Compare the samples that were trained with those that the loader has."""
         del logger
         ended = state.previous_timestamp
         assert ended is not None
         assert state.dataloader_len is not None
-        if ended.batch_in_epoch < state.dataloader_len:
+        loader: Any = state.train_dataloader
+        expected = loader.dataset.epoch_size
+        if loader.drop_last:
+            begun, ranks = self._resumed_at.get(ended.epoch.value, 0), dist.get_world_size()
+            batches = max(math.ceil((expected - begun) / ranks), 0) // loader.batch_size
+            expected = begun + batches * loader.batch_size * ranks
+        if ended.sample_in_epoch < expected:
             raise ShortEpochError(
                 f"epoch {ended.epoch.value} ended after {ended.batch_in_epoch.value} of "
-                f"{state.dataloader_len.value} batches; resume from the last checkpoint"
+                f"{state.dataloader_len.value} batches and {ended.sample_in_epoch.value} of "
+                f"{expected} samples; resume from the last checkpoint"
             )
 
 

@@ -20,6 +20,7 @@ from vlm_composer.training.checkpoint_folder import CheckpointFolder, open_named
 from vlm_composer.training.checkpoint_state import (
     check_data,
     check_fits,
+    check_order,
     restore_progress,
     restore_weights,
 )
@@ -92,7 +93,8 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
     `load_path`.
 
     Raises:
-        CheckpointError: It is damaged, or not a checkpoint of this project.
+        CheckpointError: It is damaged, not a checkpoint of this project, or inside an epoch that
+            would be read otherwise with this run's settings.
         OSError: It cannot be read.
     """
     found: list[tuple[CheckpointFolder, CheckpointFile]] = []
@@ -100,6 +102,7 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
     def look() -> tuple[dict[str, Any], bool] | None:
         if config.autoresume and saved is not None and (newest := saved.newest()):
             found.append((saved, newest))
+            check_order(newest.document, config, newest.url)
             return newest.document, False
         if config.load_path is None:
             return None
@@ -109,6 +112,8 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
                 f"load_path: {found[0][1].url} is an export, which has no optimizer and no "
                 "position; set load_weights_only: true to start from its connector"
             )
+        if not config.load_weights_only:
+            check_order(found[0][1].document, config, found[0][1].url)
         return found[0][1].document, config.load_weights_only
 
     result = on_rank_zero(look)

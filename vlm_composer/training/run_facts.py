@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,9 +24,9 @@ from composer.utils import dist
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
+from vlm_composer.data.opening import read_of_conversion
 from vlm_composer.local_files import move_durably, partial_path
 from vlm_composer.models.vlm import VisionLanguageModel
-from vlm_composer.storage import open_store
 from vlm_composer.training.freezing import parts
 from vlm_composer.training.hardware import device_memory
 from vlm_composer.training.towers_identity import Identity
@@ -239,19 +238,14 @@ def _describe(loader: Any, section: LoaderConfig) -> dict[str, Any]:
 
 
 def _summary(section: LoaderConfig) -> dict[str, Any] | None:
-    """What `python -m convert` left above the folder of the training shards, the first of several:
-    beside it, or, of sources that have names, one folder higher."""
-    place = next(iter(section.sources.values())).place.rstrip("/")
-    above = place.rpartition("/")[0]
-    for folder in (above, above.rpartition("/")[0]):
-        try:
-            with tempfile.TemporaryDirectory() as here:
-                copy = Path(here, "summary.json")
-                open_store(folder or ".").get("summary.json", copy)
-                return json.loads(copy.read_bytes())
-        except (OSError, ValueError) as error:
-            log.info("No summary.json of the data in %s (%s).", folder or ".", error)
-    return None
+    """The conversion's summary of the training shards, the first of several data sets."""
+    place = next(iter(section.sources.values())).place
+    found = read_of_conversion(place, "summary.json")
+    try:
+        return json.loads(found[0]) if found else None
+    except ValueError as error:
+        log.info("The summary.json of %s cannot be read (%s).", place, error)
+        return None
 
 
 def _versions() -> dict[str, str]:

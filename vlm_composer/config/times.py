@@ -1,0 +1,91 @@
+"""Times of a training yaml, such as 1ep or 0.03dur: each kind of key says which units it takes.
+
+Composer parses a time where it is used, after the towers are loaded, and raises a different error
+for each mistake. `TimeRule` finds them all when the yaml is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from composer.core import Time, TimeUnit
+
+_CLOCK = re.compile(r"(?=\d)(\d+h)?(\d+m)?(\d+s)?")
+
+
+@dataclass(frozen=True)
+class TimeRule:
+    """What a key that holds a time accepts.
+
+    Attributes:
+        units: Units that work there.
+        example: Values that work there.
+        zero: Whether 0 works.
+    """
+
+    units: tuple[str, ...]
+    example: str
+    zero: bool = False
+
+    @property
+    def expected(self) -> str:
+        """Describe a value, for a message about one of another type."""
+        return f"a time such as {self.example}"
+
+    def __call__(self, text: str) -> str | None:
+        """Return what is wrong with a value and what to give; None where it works."""
+        give = f"give {self.expected}"
+        if not (_CLOCK.fullmatch(text) or re.search(r"[a-zA-Z]\s*$", text)):
+            return f"{text!r} has no unit; {give}"
+        try:
+            time = Time.from_timestring(text)
+        except TypeError:
+            return f"{text!r} is not a whole number; {give}"
+        except (ValueError, OverflowError):
+            return f"{text!r} is not a time; {give}"
+        if time.unit not in [TimeUnit(unit) for unit in self.units]:
+            return f"{text!r} is not in {', '.join(self.units)}; {give}"
+        if time.value < 0 or (time.value == 0 and not self.zero):
+            return f"{text!r} is {'less' if self.zero else 'not greater'} than 0; {give}"
+        most = 1 if time.unit == TimeUnit.DURATION else sys.maxsize
+        if not time.value <= most:  # NaN as well
+            return f"{text!r} is more than {most}{time.unit.value}; {give}"
+        return None
+
+
+def marked_times(section: Any, path: str = "") -> Iterator[tuple[str, str, TimeRule]]:
+    """Find the times of a configuration.
+
+    Args:
+        section: A dataclass of the schema.
+        path: Its dotted key, with a dot at the end; empty at the top.
+
+    Returns:
+        For each field whose type has a `TimeRule`, also of sections below: its dotted key, its
+        value and the rule.
+    """
+    for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(value):
+            yield from marked_times(value, f"{path}{name}.")
+        elif rules := [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, TimeRule)]:
+            yield f"{path}{name}", value, rules[0]
+
+
+RunLength = Annotated[str, TimeRule(("ep", "ba", "sp", "tok"), "1ep or 500ba")]
+"""Length of the run. Composer cannot end a run by the clock."""
+
+Warmup = Annotated[str, TimeRule(("ep", "ba", "sp", "tok", "dur"), "100ba or 0.03dur", zero=True)]
+"""A part of the run, in its unit or as a share of it."""
+
+Interval = Annotated[str, TimeRule(("ep", "ba", "sp", "tok", "dur", "sec"), "1ep, 500ba or 1h30m")]
+"""How often something is done."""
+
+ConsoleInterval = Annotated[str, TimeRule(("ep", "ba"), "1ep or 20ba")]
+"""How often Composer's console logger writes."""
