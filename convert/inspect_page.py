@@ -108,7 +108,7 @@ def _figure(picture: Picture) -> str:
         f'<figure><img alt="" src="{_data_uri(picture.image)}"><figcaption>'
         f'<p class="text" dir="auto">{_text(record["answer"])}</p>'
         f'<p class="small text" dir="auto">{_text(record["prompt"])}</p>'
-        f'<p class="small">{_text(record["id"])} · {_text(picture.place)} · '
+        f'<p class="small"><bdi>{_text(record["id"])}</bdi> · {_text(picture.place)} · '
         f"{_text(picture.described)}</p>"
         "</figcaption></figure>"
     )

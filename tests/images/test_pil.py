@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,35 @@ def test_a_transparent_level_becomes_white_and_no_other_does(level):
     assert (found[0] == 255).all()
     assert (found[1] == round(min(level + 1, 65534) / 257)).all()
     assert (found[2:] == 100).all()
+
+
+def png(depth, channels, rows, transparent):
+    """A PNG of a kind that Pillow does not write."""
+
+    def chunk(kind, data):
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, depth, 2 * (channels == 3), 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = (b"IHDR", header), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)]
+)
+def test_a_transparent_colour_of_any_depth_becomes_white_and_no_other_does(depth, channels):
+    most = 2**depth - 1
+    values = [round(share**1.5 * most) for share in np.linspace(0, 1, SIDE)]
+    bits = "".join(f"{value:0{depth}b}" * channels for value in values)
+    row = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    for key in sorted({values[0], values[5], values[-1]}):
+        data = png(depth, channels, [row] * SIDE, struct.pack(">H", key) * channels)
+        found = rgb(data).astype(float)
+        expected = np.array([255 if value == key else 255 * value / most for value in values])
+        assert np.abs(found - expected[:, None]).max() <= 1.001
+        check_image(data)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from run_folders import FACTS, evaluation_lines, metric_lines, whole_run, write_lines
+from run_folders import (
+    FACTS,
+    evaluation_lines,
+    metric_lines,
+    whole_run,
+    write_captions,
+    write_lines,
+)
 from vlm_composer.report.__main__ import main
 from vlm_composer.report.axes import decimate, even_ticks, smooth
 from vlm_composer.report.charts import Series, line_chart, stacked_chart
@@ -122,6 +129,19 @@ def test_batches_trained_again_count(tmp_path):
         *((batch, 1.0) for batch in range(3, 8)),
     ]
     assert "from batch 3" in run.notes[0]
+
+
+def test_samples_with_the_same_id_keep_their_own_captions(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", metric_lines(5))
+    write_captions(tmp_path, [("a", "first"), ("a", "second")], [0, 4])
+    lines = (tmp_path / "captions" / "ba4.jsonl").read_text().replace('"said at 4"', '"one"', 1)
+    (tmp_path / "captions" / "ba4.jsonl").write_text(lines)
+    captioned = read_run(tmp_path).captioned
+    assert [(x.name, x.truth, x.captions[4]) for x in captioned] == [
+        ("a", "first", "one"),
+        ("a", "second", "said at 4"),
+    ]
+    assert captioned[0].picture != captioned[1].picture
 
 
 def test_damaged_files_are_told_of(tmp_path):

@@ -98,6 +98,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         GreyRangeError: Levels of mode `I` or `F` lie elsewhere: what is white is not known.
     """
+    _scale_transparency(image)
     image.load()
     info, deep = image.info, None  # `transpose` leaves `info` behind
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -114,6 +115,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
     return image.convert("RGB")
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Scale a PNG's transparent colour to 8 bits, as Pillow (11.3) does with the pixels alone."""
+    colour, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or colour is None or not tiles:
+        return
+    match tiles[0].args:
+        case "L;2":
+            image.info["transparency"] = colour * 85
+        case "L;4":
+            image.info["transparency"] = colour * 17
+        case "RGB;16B":
+            image.info["transparency"] = tuple(level >> 8 for level in colour)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

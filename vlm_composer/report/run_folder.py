@@ -189,7 +189,7 @@ def _warnings(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 def _captioned(folder: Path, notes: list[str]) -> list[Captioned]:
     if not folder.is_dir():
         return []
-    found: dict[str, Captioned] = {}
+    found: dict[tuple[str, str], Captioned] = {}  # by id and picture: ids need not differ
     batch_of = {
         path: int(match[1])
         for path in folder.iterdir()
@@ -198,10 +198,11 @@ def _captioned(folder: Path, notes: list[str]) -> list[Captioned]:
     for path, batch in sorted(batch_of.items(), key=lambda item: item[1]):
         for place, row in enumerate(_lines(path, notes)):
             name = str(row.get("id", place))
-            if name not in found:
+            key = name, str(row.get("image"))
+            if key not in found:
                 picture, why = _picture(folder, row.get("image"))
-                found[name] = Captioned(name, str(row.get("truth", "")), picture, why)
-            found[name].captions[batch] = str(row.get("caption", ""))
+                found[key] = Captioned(name, str(row.get("truth", "")), picture, why)
+            found[key].captions[batch] = str(row.get("caption", ""))
     return list(found.values())
 
 
