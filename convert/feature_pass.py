@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def make_features(
                 side: {"from": sources[side].sources["dataset"].place, **captions.fingerprint}
                 for side, captions in sides.items()
             },
-            settings=asdict(config),
+            settings=config.recorded(),
         )
         publish_text(destination, summary.to_json(), SUMMARY)
         destination.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from composer import Trainer
 from composer.utils import dist, reproducibility
@@ -63,7 +62,7 @@ def prepare(config: TrainConfig) -> Trainer:
     # Before any streaming object, which asks it for the ranks.
     join_ranks(device, config.dist_timeout)
     config = choose_parallelism(config, device)
-    log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).rstrip())
+    log.info("Configuration:\n%s", OmegaConf.to_yaml(OmegaConf.create(config.recorded())).rstrip())
 
     # What can be wrong is found before the towers are loaded, and the caches of shards are taken.
     judge(check_run(config, device, starting=True))

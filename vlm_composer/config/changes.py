@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from vlm_composer.config.run import TrainConfig
@@ -57,20 +56,20 @@ data themselves are compared by their fingerprint."""
 def changed_order(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Compare as `changed_settings` does; return the lines of settings that may change only between
     epochs."""
-    return [line for line in differences(saved, asdict(config)) if line.startswith(_ORDER)]
+    return [line for line in differences(saved, config.recorded()) if line.startswith(_ORDER)]
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Compare a checkpoint's settings with a run's.
 
     Args:
-        saved: `asdict` of the configuration that the checkpoint was saved under, out of JSON.
+        saved: What `recorded` gave of the configuration that the checkpoint was saved under.
         config: This run's.
 
     Returns:
         A line for each setting that changes what the run computes, with both values.
     """
-    return [line for line in differences(saved, asdict(config)) if not line.startswith(_FREE)]
+    return [line for line in differences(saved, config.recorded()) if not line.startswith(_FREE)]
 
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

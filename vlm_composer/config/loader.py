@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -19,6 +21,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
+Place = tuple[str | int, ...]
+"""Keys of mappings and numbers of list items, from the top to a value."""
+Texts = dict[Place, str]
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
+_MASK = "__from_the_environment__"
+INTERNAL = {"internal": True}
+"""Metadata of fields that are no keys of a yaml."""
 
 
 class ConfigError(ValueError):
@@ -32,7 +41,7 @@ class ConfigError(ValueError):
         )
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Texts]:
     """Read a yaml file and merge `key.sub=value` overrides into it.
 
     Args:
@@ -41,7 +50,8 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         overrides: Dot-list items as typed on the command line; values are parsed as yaml.
 
     Returns:
-        Plain dicts, lists and scalars.
+        Plain dicts, lists and scalars; and by its place the text of each value that comes from the
+        environment (`${oc.env:NAME}`): it may be a secret, and the text is what is recorded.
 
     Raises:
         ConfigError: The file is missing or is not a yaml mapping, an override is not `key=value`,
@@ -62,7 +72,36 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ConfigError(str(path), [f"not valid yaml: {error}"]) from error
     if not isinstance(data, dict):
         raise ConfigError(str(path), ["the file is not a mapping of keys to values"])
-    return typing.cast(dict[str, Any], data)
+    return typing.cast(dict[str, Any], data), dict(_environment_texts(merged, data))
+
+
+def _environment_texts(merged: Any, data: Any) -> Iterator[tuple[Place, str]]:
+    raw = OmegaConf.to_container(merged, resolve=False)
+    masked = raw
+    with suppress(OmegaConfBaseException):  # where one stands in an argument of another resolver
+        masked = OmegaConf.to_container(OmegaConf.create(_mask(raw)), resolve=True)
+    if _mask(raw) != raw:
+        yield from _different_texts(masked, data, ())
+
+
+def _mask(value: Any) -> Any:
+    """Put something in place of what takes a value from the environment, to resolve all else."""
+    if isinstance(value, dict):
+        return {key: _mask(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_mask(inner) for inner in value]
+    return _FROM_ENVIRONMENT.sub(_MASK, value) if isinstance(value, str) else value
+
+
+def _different_texts(masked: Any, data: Any, path: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(data, dict) and isinstance(masked, dict):
+        for key in data:
+            yield from _different_texts(masked.get(key), data[key], (*path, key))
+    elif isinstance(data, list) and isinstance(masked, list):
+        for number, pair in enumerate(zip(masked, data, strict=False)):
+            yield from _different_texts(*pair, (*path, number))
+    elif isinstance(masked, str) and masked != data and (isinstance(data, str) or "${" in masked):
+        yield path, masked.replace(_MASK, "${oc.env:")
 
 
 def build(schema: type[T], data: dict[str, Any], path: str, errors: list[str]) -> T | None:
@@ -80,7 +119,7 @@ def build(schema: type[T], data: dict[str, Any], path: str, errors: list[str]) -
         The instance, or None when `data` had a mistake.
     """
     hints = typing.get_type_hints(schema, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(schema) if f.metadata != INTERNAL}  # type: ignore[arg-type]
     before = len(errors)
     values: dict[str, Any] = {}
     for key, value in data.items():

@@ -7,12 +7,12 @@ anything is loaded, and reports all mistakes at once. Names are those of Compose
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm_composer.config.data import EvalLoaderConfig, ImageDecoder, LoaderConfig
-from vlm_composer.config.loader import ConfigError, build, read_yaml
+from vlm_composer.config.loader import INTERNAL, ConfigError, Texts, build, read_yaml
 from vlm_composer.config.model import ConnectorConfig, LanguageModelConfig, VisionTowerConfig
 from vlm_composer.config.reports import CallbacksConfig, LoggersConfig
 from vlm_composer.config.times import ConsoleInterval, Interval, RunLength, Warmup
@@ -72,6 +72,9 @@ class FSDPConfig:
     """Ranks that share a copy of the model with `hybrid`; the ranks of a node when empty."""
     verbose: bool = False
 
+
+_SECRET_CHARACTERS = 4
+"""Of a value from the environment that no message shows; shorter ones stand in any text."""
 
 Parallelism = Literal["replicate", "shard", "hybrid", "auto"]
 
@@ -173,6 +176,9 @@ class TrainConfig:
     dist_timeout: float = 600
     """Seconds that a collective operation may take."""
 
+    unresolved: Texts = field(default_factory=dict, metadata=INTERNAL, repr=False)
+    """Texts of the values that the yaml takes from the environment, by their places."""
+
     @property
     def loaders(self) -> dict[str, LoaderConfig]:
         """The loaders by side: `train` and, where there is one, `eval`."""
@@ -201,14 +207,38 @@ class TrainConfig:
         from vlm_composer.config.checks import mistakes  # it needs this module's types
 
         errors: list[str] = []
-        config = build(cls, read_yaml(path, overrides), "", errors)
+        data, unresolved = read_yaml(path, overrides)
+        config = build(cls, data, "", errors)
         if config is not None:
+            config.unresolved = unresolved
             errors += mistakes(config)
         if errors or config is None:
-            raise ConfigError(str(path), errors)
+            raise ConfigError(str(path), [_without_values(e, data, unresolved) for e in errors])
         return config
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the configuration for logs, checkpoints and reports, as plain values: what the
+        yaml takes from the environment stands there as the yaml has it."""
+        settings = asdict(self)
+        del settings["unresolved"]
+        for (*sections, name), text in self.unresolved.items():
+            section: Any = settings
+            for part in sections:
+                section = section[part]
+            section[name] = text
+        return settings
 
     def folder(self, text: str) -> str:
         """Fill `{run_folder}` and `{run_name}` into a path."""
         run_folder = self.run_folder.replace("{run_name}", self.run_name)
         return text.replace("{run_folder}", run_folder).replace("{run_name}", self.run_name)
+
+
+def _without_values(error: str, data: dict[str, Any], unresolved: Texts) -> str:
+    """Put the texts of values from the environment into a message in place of the values."""
+    for place, text in unresolved.items():
+        value: Any = data
+        for part in place:
+            value = value[part]
+        error = error.replace(value, text) if len(value) >= _SECRET_CHARACTERS else error
+    return error

@@ -49,6 +49,12 @@ def read_run(checkpoint: CheckpointFile, yaml: str | Path | None) -> TrainConfig
                 f"({'; '.join(errors[:3])}); give the run's yaml with --yaml"
             )
     assert config is not None
+    names = (config.vision_tower.name, config.language_model.name, config.language_model.tokenizer)
+    if taken := [name for name in names if name and "${" in name]:
+        raise CheckpointError(
+            f"{checkpoint.path}: its run took {', '.join(taken)} from its environment, which a "
+            "checkpoint does not choose from yours; give the run's yaml with --yaml"
+        )
     config.compile_blocks = config.vision_tower.fuse_gelu = False
     for part in ("vision_tower", "language_model"):
         tower: TowerConfig = getattr(config, part)

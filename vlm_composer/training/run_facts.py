@@ -167,7 +167,7 @@ class RunFacts(Callback):
         return Facts(
             run_name=config.run_name,
             command=self._command,
-            config=asdict(config),
+            config=config.recorded(),
             seeds={"seed": config.seed, "shuffle_seed": config.train_loader.dataset.shuffle_seed},
             versions=_versions(),
             commit=_commit(),

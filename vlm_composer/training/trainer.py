@@ -89,7 +89,7 @@ def build_trainer(
         TowerGuard(towers),
     ]
     if config.save_folder is not None:
-        facts = {"towers": towers, "settings": asdict(config)}
+        facts = {"towers": towers, "settings": config.recorded()}
         checkpointer = Checkpointer(save_folder, config.save_interval, facts)
         callbacks += [checkpointer, GracefulStop(checkpointer)]
     callbacks.append(ReleaseFolders(config))  # once the last checkpoint is written
