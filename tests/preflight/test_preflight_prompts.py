@@ -121,6 +121,19 @@ def test_shards_behind_a_remote_are_looked_up_there(config_over, converted, tmp_
     assert f"a prompt of {TOKENS} tokens" in found.text
 
 
+@pytest.mark.s3
+def test_sources_in_a_bucket_are_looked_up_there(config_over, s3_server, tmp_path):
+    bucket = s3_server.make_bucket("prompts")
+    sources = [LlavaJson(*pairs(tmp_path / "pairs", LONG), 1 << 20, name="llava")]
+    convert_pairs(sources, f"{bucket}/mds", eval_ratio=0, show_progress=False)
+    dataset = {"local": str(tmp_path / "cache"), "remote": f"{bucket}/mds/llava/train"}
+    settings = {"train_loader": {"dataset": dataset}, "eval_loader": None, "max_seq_len": 40}
+    (found,) = check_prompts(config_over(tmp_path, **settings))
+    assert f"{bucket}/mds/llava/train has a prompt of {TOKENS} tokens" in found.text
+    dataset["remote"] = f"{bucket}/elsewhere/train"
+    assert not check_prompts(config_over(tmp_path, **settings))
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"longest_prompts": {"train": [{"bytes": 3}]}}'])
 def test_a_damaged_statistic_is_named(config_over, converted, content):
     (converted / "quality.json").write_text(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from composer.utils import dist
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
+from vlm_composer.outages import ride_out
 from vlm_composer.ranks import run_on
 from vlm_composer.storage import open_store
 
@@ -34,8 +36,8 @@ def read_of_conversion(place: str, name: str) -> tuple[bytes, str] | None:
     for folder in (above, above.rpartition("/")[0]):
         try:
             with tempfile.TemporaryDirectory() as here:
-                copy = Path(here, name)
-                open_store(folder or ".").get(name, copy)
+                store, copy = open_store(folder or "."), Path(here, name)
+                ride_out(functools.partial(store.get, name, copy), f"download {name}", 0)
                 return copy.read_bytes(), place[len(folder) :].lstrip("/")
         except (OSError, ValueError) as error:
             log.debug("No %s of the data in %s (%s).", name, folder or ".", error)
