@@ -13,6 +13,7 @@ from convert.conversion import SHARD_BYTES
 from convert.engine import Engine
 from convert.source_options import add_source_options, specs_of
 from convert.sources.opening import SourceSpec, open_source
+from vlm_composer.plain_text import say
 
 COMMANDS = ("inspect", "verify", "preview")
 """Each in a module of its own with a `main`; everything else is the conversion."""
@@ -45,13 +46,10 @@ def main() -> int:
             arguments={"sources": [_given(spec) for spec in specs], "engine": args.engine},
         )
     except (ConversionError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
+        say(f"convert: {error}")
         return 1
     except KeyboardInterrupt:
-        print(
-            f"convert: interrupted: {args.out} is not complete; the same command goes on",
-            file=sys.stderr,
-        )
+        say(f"convert: interrupted: {args.out} is not complete; rerun the command to resume")
         return 130
     duplicates = f", {summary.duplicates} duplicates left out" if summary.duplicates else ""
     print(

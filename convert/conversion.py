@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -23,6 +22,7 @@ from convert.split import SIDES, Split
 from convert.staging import Scratch
 from convert.summary import Summary
 from convert.tasks import Job
+from vlm_composer.plain_text import say
 
 CONVERTER = 3
 """Goes up when the same sources and settings would give other shards: a run begun before is then
@@ -200,7 +200,7 @@ def convert_pairs(
             raise
         journal.delete()
     for alarm in quality.alarms() if show_progress else ():
-        print(f"convert: {alarm}", file=sys.stderr)
+        say(f"convert: {alarm}")
     return summary
 
 

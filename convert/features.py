@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from convert.feature_pass import make_features
 from vlm_composer.config import TrainConfig
+from vlm_composer.plain_text import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dry_run=options.dry_run,
         )
     except (ValueError, OSError) as error:  # ConversionError and ConfigError among them
-        print(f"convert.features: {error}", file=sys.stderr)
+        say(f"convert.features: {error}")
         return 1
     except KeyboardInterrupt:
-        print(f"convert.features: interrupted: {options.out} is not complete", file=sys.stderr)
+        say(f"convert.features: interrupted: {options.out} is not complete")
         return 130
     if summary is not None:
         print(

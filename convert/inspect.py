@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from convert.errors import ConversionError, Rejected
 from convert.images import check_image
 from convert.inspect_page import Picture, render_page
 from convert.overview import FoundSample, Inspection, Overview
-from convert.plain_text import plain
 from convert.split import SIDES, Side
 from vlm_composer.images.pil import open_image, to_rgb
+from vlm_composer.plain_text import plain, say
 
 PAGE = "inspect.html"
 SHEET = "inspect.png"
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out=options.out,
         )
     except (ConversionError, OSError) as error:
-        print(f"convert inspect: {error}", file=sys.stderr)
+        say(f"convert inspect: {error}")
         return 1
     except KeyboardInterrupt:
         return 130

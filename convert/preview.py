@@ -16,7 +16,6 @@ from pathlib import Path
 
 from convert.conversion import SHARD_BYTES
 from convert.errors import ConversionError, Rejected
-from convert.plain_text import plain
 from convert.record import count_turns, read_record
 from convert.source_options import add_source_options, specs_of
 from convert.sources.opening import SourceSpec, open_source
@@ -24,6 +23,7 @@ from convert.sources.source import Item, Source
 from convert.token_view import TokenView, draw_tokens
 from vlm_composer.assembly import assemble_template, vision_settings
 from vlm_composer.config import TrainConfig
+from vlm_composer.plain_text import plain, say
 
 DEFAULT_YAML = Path("yamls/stage1.yaml")
 _MOST_FILES = 4
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         specs = _specs(options)
         previewer = Previewer(_config(options))
         if previewer.image_note:
-            print(previewer.image_note, file=sys.stderr)
+            say(previewer.image_note)
         for spec in specs:
             with closing(open_source(spec, SHARD_BYTES)) as source:
                 picked, total = pick_items(source, options.count, options.seed)
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for item in picked:
                     print("\n" + "\n".join(previewer.lines(item, width=width, colours=colours)))
     except (ValueError, OSError) as error:  # ConversionError and ConfigError among them
-        print(f"convert preview: {error}", file=sys.stderr)
+        say(f"convert preview: {error}")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from convert.plain_text import plain
 from vlm_composer.data.schema import Record
 from vlm_composer.data.template import Template
 from vlm_composer.models.packing import IGNORE_INDEX
+from vlm_composer.plain_text import plain
 
 Role = Literal["prompt", "image", "loss", "cut"]
 """What becomes of a token: it is read, it is a place for the image's, it is read and bears loss, or

@@ -30,6 +30,7 @@ from convert.written import (
     SideFolder,
     Written,
 )
+from vlm_composer.plain_text import plain, say
 
 
 @dataclass
@@ -119,7 +120,7 @@ class _Progress:
         """Notes a fault, or several in one line."""
         self.faults += count
         with tqdm.external_write_mode():
-            self._on_fault(line)
+            self._on_fault(plain(line))
         self._bar.set_postfix(faults=self.faults, refresh=False)
 
     def shard(self, report: ShardReport) -> ShardReport:
@@ -244,10 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = verify_data_set(options.dest, workers=options.workers)
     except (ConversionError, OSError) as error:
-        print(f"convert verify: {error}", file=sys.stderr)
+        say(f"convert verify: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"convert verify: interrupted: {options.dest} was not verified", file=sys.stderr)
+        say(f"convert verify: interrupted: {options.dest} was not verified")
         return 130
     counts = " and ".join(f"{count} {side}" for side, count in found.samples.items())
     print(

@@ -22,6 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from vlm_composer.export.loading import caption_images, load_export
 from vlm_composer.export.pictures_at import Picture, find_pictures
+from vlm_composer.plain_text import say
 
 Opened = tuple[Picture, Image.Image | str]
 """A picture, and its pixels or what is wrong with it."""
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             vision_tower=options.vision_tower,
             language_model=options.language_model,
         )
-        print(f"prompt: {options.prompt or processor.default_prompt!r}", file=sys.stderr)
+        say(f"prompt: {options.prompt or processor.default_prompt!r}")
         with _output(options.out) as out:
             rows = caption_pictures(
                 model,
@@ -108,10 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 errors += "error" in row
                 print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
     if errors:
-        print(f"{errors} of {len(pictures)} pictures could not be read", file=sys.stderr)
+        say(f"{errors} of {len(pictures)} pictures could not be read")
     return 1 if errors else 0
 
 

@@ -21,6 +21,7 @@ from vlm_composer.assembly import assemble_model, unloaded
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
 from vlm_composer.models.flops import training_flops
+from vlm_composer.plain_text import say
 from vlm_composer.planning.activations import ANSWER_TOKENS, PROMPT_TOKENS
 from vlm_composer.planning.devices import DEVICES, find_device
 from vlm_composer.planning.estimate import Cluster
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mfu=options.mfu,
         )
     except (ConfigError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 1
     print(json.dumps(planned, indent=2) if options.json else describe(planned))
     return 0

@@ -23,6 +23,7 @@ from vlm_composer.loaders import (
     explain_failure,
     features_of,
 )
+from vlm_composer.plain_text import say
 from vlm_composer.planning.choose import choose_parallelism
 from vlm_composer.preflight.checks import check_run
 from vlm_composer.preflight.command import FLAG, preflight
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
             trainer = prepare(config)
     except (ValueError, OSError) as error:  # a ConfigError among them
         log.debug("Preparation failed", exc_info=True)
-        print(f"error on rank {dist.get_global_rank()}: {error}", file=sys.stderr)
+        say(f"error on rank {dist.get_global_rank()}: {error}")
         return 1
     if _is_finished(trainer):
         log.info("The run is finished: its checkpoint is at %s.", config.max_duration)
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
         if (reason := explain_failure(error)) is None:
             raise
         log.debug("Training failed", exc_info=True)
-        print(f"error on rank {dist.get_global_rank()}: {reason}", file=sys.stderr)
+        say(f"error on rank {dist.get_global_rank()}: {reason}")
         return 1
     trainer.close()
     return 0

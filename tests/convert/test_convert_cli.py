@@ -178,7 +178,9 @@ def test_interrupted(pairs: Any, run_here: Any, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(ShardWriter, "write", interrupted)
         status, message = run_here("--workers", "1")
     assert status == 130
-    assert message == f"convert: interrupted: {pairs.out} is not complete; the same command goes on"
+    assert message == (
+        f"convert: interrupted: {pairs.out} is not complete; rerun the command to resume"
+    )
     assert run_here("--workers", "1")[0] == 0
     assert len(pairs.ids("train")) == 29
 

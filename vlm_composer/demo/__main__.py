@@ -29,6 +29,7 @@ from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.images.pil import open_image, to_rgb
 from vlm_composer.loaders import assemble_encoder
+from vlm_composer.plain_text import say
 from vlm_composer.report.write import write_report
 from vlm_composer.training.checkpoint_file import load_connector
 from vlm_composer.training.checkpoint_folder import open_named
@@ -173,10 +174,10 @@ def main() -> int:
             return 0
         train(run_folder, [f"seed={options.seed}", *options.overrides])
     except (DownloadError, ConversionError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 1
     except subprocess.CalledProcessError as error:
-        print(f"the training ended with exit code {error.returncode}; see above", file=sys.stderr)
+        say(f"the training ended with exit code {error.returncode}; see above")
         return 1
     captions = caption_held_out(run_folder)
     sheet = draw_contact_sheet([caption.cell() for caption in captions])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vlm_composer.export.exporting import export_checkpoint
+from vlm_composer.plain_text import say
 from vlm_composer.training.logging_setup import log_to_stderr
 
 log = logging.getLogger("vlm_composer.export")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, OSError) as error:
         log.debug("Export failed", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB; complete the licence in its README.md before you share it")

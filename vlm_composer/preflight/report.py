@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from vlm_composer.plain_text import plain
 from vlm_composer.preflight.checks import Report
 from vlm_composer.preflight.finding import Finding, Level, counted
 
@@ -21,11 +22,11 @@ def describe(report: Report) -> str:
     lines = []
     for name, findings in report.items():
         for number, finding in enumerate(findings):
-            first = finding.text.splitlines() or [""]
+            first = [plain(line) for line in finding.text.split("\n")]
             lines.append(f"{_MARKS[finding.level]} {'' if number else name:<15} {first[0]}")
             lines += [f"{'':<17} {line.strip()}" for line in first[1:]]
             if finding.advice:
-                lines.append(f"{'':<17} → {finding.advice}")
+                lines.append(f"{'':<17} → {plain(finding.advice)}")
     return "\n".join([*lines, summary(report)])
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm_composer.plain_text import say
 from vlm_composer.report.run_folder import ReportError
 from vlm_composer.report.write import write_report
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(write_report(options.run_dir, options.out))
     except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
     return 0
 

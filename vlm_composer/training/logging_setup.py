@@ -14,6 +14,7 @@ from composer.utils import dist
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import WandBConfig
 from vlm_composer.evaluation.warnings import LiveWarnings
+from vlm_composer.plain_text import PlainFormatter
 from vlm_composer.training.metrics_file import MetricsFile
 from vlm_composer.training.wandb_logging import DispensableWandB
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 def log_to_stderr() -> None:
     """Show the project's own log lines, on rank 0; warnings on every rank."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("vlm_composer")
     logger.handlers = [handler]
     logger.propagate = False
