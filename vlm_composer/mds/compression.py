@@ -15,6 +15,10 @@ _STREAMS = {"br": "brotli", "bz2": "bz2", "gz": "gzip", "zstd": "zstd"}
 _CHUNK = 1 << 20
 
 
+class _DamageError(Exception):
+    """A file is not what its algorithm makes."""
+
+
 def decompress(source: Path, target: Path, compression: Compression, size: int) -> str | None:
     """Unpack a file; what is written never has more than `size` bytes.
 
@@ -36,7 +40,7 @@ def decompress(source: Path, target: Path, compression: Compression, size: int) 
                 if written > size:
                     return f"it unpacks to more than the {size} bytes that the index says"
                 file.write(chunk)
-        except ValueError as error:
+        except _DamageError as error:
             return f"it does not unpack ({error})"
     return None if written == size else f"it unpacks to {written} bytes, the index says {size}"
 
@@ -49,8 +53,8 @@ def _stream(source: Path, compression: Compression) -> Iterator[bytes]:
         while True:
             try:
                 chunk = stream.read(_CHUNK)
-            except OSError as error:  # pyarrow's, of a damaged stream
-                raise ValueError(str(error)) from error
+            except (OSError, ValueError) as error:  # pyarrow's, of a damaged stream
+                raise _DamageError(error) from error
             if not chunk:
                 return
             yield chunk
@@ -67,5 +71,8 @@ def _snappy(source: Path, size: int) -> Iterator[bytes]:
         if byte < 0x80:
             break
     if length != size:
-        raise ValueError(f"it says that it unpacks to {length} bytes, the index says {size}")
-    yield pyarrow.decompress(data, decompressed_size=size, codec="snappy", asbytes=True)
+        raise _DamageError(f"it says that it unpacks to {length} bytes, the index says {size}")
+    try:
+        yield pyarrow.decompress(data, decompressed_size=size, codec="snappy", asbytes=True)
+    except (OSError, ValueError) as error:
+        raise _DamageError(error) from error
