@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from vlm_composer.assembly import assemble_model, assemble_template
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import CallbacksConfig, EvidenceConfig
-from vlm_composer.data.features import FEATURES_FILE, Features
+from vlm_composer.data.features import Features
 from vlm_composer.loaders import (
     assemble_encoder,
     assemble_evaluators,
     assemble_train_loader,
     features_of,
 )
+from vlm_composer.mds.index import FEATURES_FILE
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.freezing import count_parameters

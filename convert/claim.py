@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from convert.destination import JOURNAL, QUALITY, REJECTS, SUMMARY, Destination
 from convert.errors import ConversionError
-from convert.journal import Journal, check_same
+from convert.journal import PLAN, Journal, check_same, read_ours
+from convert.sources.source import NAMING, is_source_name
 from convert.split import SIDES
 from convert.summary import Summary
+from vlm_composer.mds.json_object import is_count, shown
 
 _OF_A_SIDE = re.compile(r"index\.json|features\.json|shard(\.\d{5,}){1,2}\.mds")
 _TOP = (SUMMARY, REJECTS, QUALITY)
@@ -27,8 +28,9 @@ def claim(destination: Destination, overwrite: bool, sources: Sequence[str] = ("
         sources: Names of the sources; "" where the sides are not in a source's folder.
 
     Raises:
-        ConversionError: If it holds a data set, whole or in part, and `overwrite` is off; or files
-            below train/ or eval/ that are none of ours.
+        ConversionError: If it holds a data set, whole or in part, and `overwrite` is off; files
+            below train/ or eval/ that are none of ours; a summary or a plan that names a source as
+            none can be called; or a link to another folder.
     """
     earlier = {*sources, *_earlier_sources(destination)}
     data_set = data_set_names(destination, earlier)
@@ -40,7 +42,9 @@ def claim(destination: Destination, overwrite: bool, sources: Sequence[str] = ("
     # The summary and the index files first: half deleted, it must not look complete.
     journal = destination.names(f"{JOURNAL}/")
     top = [name for name in _TOP if name in destination.names(name)]
-    for name in [*top, *journal, *sorted(data_set, key=lambda name: name.endswith(".mds"))]:
+    names = [*top, *journal, *sorted(data_set, key=lambda name: name.endswith(".mds"))]
+    destination.check_inside(names)
+    for name in names:
         destination.delete(name)
 
 
@@ -66,9 +70,9 @@ def begin(
     if begun is not None and SUMMARY in destination.names(
         SUMMARY
     ):  # it was killed while it cleaned up
-        finished = Summary.from_json(destination.read(SUMMARY) or b"")
+        finished = _finished(destination) if begun == _as_json(plan) else None
         journal.delete()
-        if begun == _as_json(plan):
+        if finished is not None:
             return journal, finished
     elif begun is not None and begun == _as_json(plan):
         _delete_unfinished(destination, journal, sources)
@@ -113,17 +117,44 @@ def _delete_unfinished(destination: Destination, journal: Journal, sources: Sequ
             finished |= shards
         else:  # somebody deleted them, or the run was killed while it did
             journal.forget(number)
+    destination.check_inside(there - finished)
     for name in sorted(there - finished):
         destination.delete(name)
 
 
 def _earlier_sources(destination: Destination) -> Iterator[str]:
-    """Names of the sources of a data set, or of an unfinished one, that the destination holds."""
-    for name in (SUMMARY, f"{JOURNAL}/plan.json"):
-        with suppress(ValueError, TypeError, AttributeError):  # it may be no JSON of ours
-            sources = json.loads(destination.read(name) or b"{}").get("sources", [])
-            names = [source["name"] for source in sources] if name != SUMMARY else list(sources)
-            yield from (name for name in names if isinstance(name, str) and name not in SIDES)
+    """Names of the sources of a data set, or of an unfinished one, that the destination holds.
+
+    What a file names is joined to the destination and deleted, so it must be a source's name.
+    """
+    for name in (SUMMARY, PLAN):
+        sources = (read_ours(destination, name) or {}).get("sources", [])
+        if name == PLAN and isinstance(sources, list):
+            sources = [entry.get("name") if isinstance(entry, dict) else entry for entry in sources]
+        for source in sources if isinstance(sources, dict | list) else [sources]:
+            if source == "" or source in SIDES:  # one source, or the sides of features
+                continue
+            if not is_source_name(source):
+                raise ConversionError(
+                    f"{destination.out.rstrip('/')}/{name} names a source {shown(source)}, and a "
+                    f"source's name has {NAMING}: nothing was deleted. Remove that file, or "
+                    "convert to another place"
+                )
+            yield source
+
+
+def _finished(destination: Destination) -> Summary:
+    """The summary of a conversion that was killed while it cleaned up."""
+    try:
+        summary = Summary.from_json(destination.read(SUMMARY) or b"")
+        if not all(map(is_count, (summary.train, summary.eval, summary.rejected, summary.bytes))):
+            raise ValueError("a number is not one")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"{destination.out.rstrip('/')}/{SUMMARY} is not one of a finished conversion "
+            f"({error!r}): remove it and give the same command again"
+        ) from error
+    return summary
 
 
 def _as_json(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +17,8 @@ from convert.merge import merge
 from convert.partition import PARTITIONING, Partitions
 from convert.passes import compare_images, write_shards
 from convert.sources import LlavaJson, Source
-from convert.split import SIDES, Split
+from convert.sources.source import NAMING, is_source_name
+from convert.split import Split
 from convert.staging import Scratch
 from convert.summary import Summary
 from convert.tasks import Job
@@ -30,8 +30,6 @@ refused."""
 
 SHARD_BYTES = 1 << 26
 """Of a shard, at most; what is larger cannot be a sample."""
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def convert_llava(
@@ -215,10 +213,9 @@ def _check_names(sources: Sequence[Source]) -> list[str]:
     if len(names) == 1 and names[0] == "":
         return names
     for name in names:
-        if not _NAME.fullmatch(name) or name in SIDES:
+        if not is_source_name(name):
             raise ConversionError(
-                f"a source is called {name!r}: give names of letters, digits, -, _ and ., other "
-                "than train and eval; they become folders"
+                f"a source is called {name!r}: it becomes a folder, so give names of {NAMING}"
             )
     if len({*names}) < len(names) or not names:
         raise ConversionError(

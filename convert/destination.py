@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from convert.errors import ConversionError
 from convert.staging import Scratch, lock_destination
 from vlm_composer.local_files import move_durably
 from vlm_composer.locks import Lock, user_folder
+from vlm_composer.mds.json_object import MAX_JSON_BYTES
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.storage import FolderStore, Store, open_store
 
@@ -126,8 +127,19 @@ class Destination(ABC):
             return [name for name in self.store.names(prefix) if not name.endswith("/")]
 
     def read(self, name: str) -> bytes | None:
-        """A file's content, or None where there is none of that name."""
-        return self.local(name).read_bytes() if name in self.names(name) else None
+        """A small file's content, or more of it than is parsed; None where there is none."""
+        if name not in self.names(name):
+            return None
+        with self.local(name).open("rb") as file:
+            return file.read(MAX_JSON_BYTES + 1)
+
+    def check_inside(self, names: Iterable[str]) -> None:
+        """Refuse to delete files that lie elsewhere, behind a link; buckets have none.
+
+        Raises:
+            ConversionError: A folder of one of them does.
+        """
+        del names
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -187,6 +199,11 @@ class Folder(Destination):
             (self.folder / JOURNAL).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConversionError(f"{self.out} is no folder, or lies in a file: {error}") from error
+        for path in (self.folder / JOURNAL, self._all_staging):
+            if path.is_symlink():
+                raise ConversionError(
+                    f"{path} is a link to {path.resolve()}: remove it, or convert to another place"
+                )
         self._lock = lock_destination(self.folder / JOURNAL / "lock", self.out)
         shutil.rmtree(self._all_staging, ignore_errors=True)  # of a killed run
 
@@ -202,6 +219,15 @@ class Folder(Destination):
         found = [f"{prefix.rstrip('/')}/{name}" for name in below.names()]
         ours = (f"{JOURNAL}/staging/", f"{JOURNAL}/lock")
         return [name for name in found if not name.startswith(ours)]
+
+    def check_inside(self, names: Iterable[str]) -> None:
+        top = self.folder.resolve()
+        for folder in sorted({(self.folder / name).parent for name in names}):
+            if not (found := folder.resolve()).is_relative_to(top):
+                raise ConversionError(
+                    f"{folder} leads to {found}, outside {self.out}, where nothing is deleted: "
+                    "remove the link, or convert to another place"
+                )
 
     def local(self, name: str) -> Path:
         return self.folder / name

@@ -31,16 +31,11 @@ from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.by_index import CaptionsByIndex
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.encoder import Pixels
-from vlm_composer.data.features import (
-    FEATURES_FILE,
-    FeatureDtype,
-    Features,
-    FeaturesError,
-    VisionSettings,
-)
+from vlm_composer.data.features import FeatureDtype, Features, FeaturesError, VisionSettings
 from vlm_composer.data.leftovers import die_with_parent
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.loaders import claim_data
+from vlm_composer.mds.index import FEATURES_FILE
 from vlm_composer.models.vision_tower import VisionTower
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.towers_identity import identify_tower

@@ -24,8 +24,10 @@ import numpy.typing as npt
 from convert.destination import JOURNAL, Destination
 from convert.errors import ConversionError
 from convert.tasks import Report
+from vlm_composer.mds.json_object import parse_object
 
 _PLAN = "plan.json"
+PLAN = f"{JOURNAL}/{_PLAN}"
 _REPORT = re.compile(r"(\d{5,})\.json")
 
 EXCEPTIONS_NAME = "exceptions.npy"
@@ -61,9 +63,12 @@ class Journal:
         return name in self._names
 
     def plan(self) -> dict[str, Any] | None:
-        """What `begin` was told, by this run or an earlier one; None if nothing was begun."""
-        content = self._destination.read(f"{JOURNAL}/{_PLAN}") if _PLAN in self else None
-        return None if content is None else json.loads(content)
+        """What `begin` was told, by this run or an earlier one; None if nothing was begun.
+
+        Raises:
+            ConversionError: The file is none of ours.
+        """
+        return read_ours(self._destination, PLAN)
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Say what will be converted. To be called before anything else is written."""
@@ -123,6 +128,22 @@ class Journal:
         for name in sorted(self._names, key=lambda name: name == _PLAN):
             self._destination.delete(f"{JOURNAL}/{name}")
         self._names.clear()
+
+
+def read_ours(destination: Destination, name: str) -> dict[str, Any] | None:
+    """Read a JSON object that a conversion wrote; None where there is none of that name.
+
+    Raises:
+        ConversionError: It is no such object, so that what belongs to its data set is not known.
+    """
+    content = destination.read(name)
+    try:
+        return None if content is None else parse_object(content)
+    except ValueError as error:
+        raise ConversionError(
+            f"{destination.out.rstrip('/')}/{name} does not say which files are its data set's: "
+            f"{error}. Remove it, or convert to another place"
+        ) from error
 
 
 def check_same(begun: dict[str, Any], plan: dict[str, Any], out: str) -> None:

@@ -145,38 +145,6 @@ class ShardBuffer:
         return size, {name: digest.hexdigest() for name, digest in hashes.items()}
 
 
-def text_decoder(
-    names: Sequence[str], encodings: Sequence[str]
-) -> Callable[[bytes], dict[str, str | bytes]]:
-    """What takes samples of columns of "str" and "bytes" apart again.
-
-    streaming's reader takes all encodings, and its import, with torch, seconds in each process.
-
-    Args:
-        names: Of the columns, in a shard's order.
-        encodings: Of the columns.
-
-    Returns:
-        A sample's bytes → its values by their columns' names. It raises ValueError where they are
-        no such sample.
-    """
-    head = struct.Struct(f"<{len(names)}I")  # the values' lengths
-
-    def decode(data: bytes) -> dict[str, str | bytes]:
-        lengths = head.unpack(data[: head.size]) if len(data) >= head.size else ()
-        if (size := head.size + sum(lengths)) != len(data):
-            raise ValueError(f"{len(data)} bytes, of which its fields take {size}")
-        sample: dict[str, str | bytes] = {}
-        at = head.size
-        for name, encoding, length in zip(names, encodings, lengths, strict=True):
-            value = data[at : at + length]
-            sample[name] = value.decode() if encoding == "str" else value
-            at += length
-        return sample
-
-    return decode
-
-
 def _encoder(encoding: str) -> Callable[[Any], bytes]:
     """What makes bytes of a value."""
     if encoding == "str":

@@ -13,9 +13,11 @@ from convert.destination import QUALITY, SUMMARY
 from convert.errors import ConversionError
 from convert.quality import Statistics
 from convert.split import Side
-from convert.written import INDEX, IndexFaultError, Shard, SideFolder, Written, places
+from convert.written import Shard, SideFolder, Written, places
 from vlm_composer.data.schema import Record
 from vlm_composer.images.pil import open_image
+from vlm_composer.mds.index import INDEX_FILE, IndexFaultError
+from vlm_composer.mds.json_object import is_count, shown
 
 LOOKED_AT = 500
 """Samples that the tables are made of where the conversion left no quality.json."""
@@ -24,6 +26,8 @@ _THREADS = 8
 """That read samples at a time: a bucket answers each after a while."""
 
 _MOST_PROMPTS = 20
+_MOST_ROWS = 1000
+"""Of a table that a file has, and of the facts that are shown."""
 _TITLES = {
     "words": "Answers, in words",
     "characters": "Answers, in characters",
@@ -94,7 +98,7 @@ class Inspection:
                 self._shards[folder] = self._written.shards(folder)
             except IndexFaultError as error:
                 raise ConversionError(
-                    f"{place}/{folder.path}/{INDEX}: {error}; {_VERIFY}"
+                    f"{place}/{folder.path}/{INDEX_FILE}: {error}; {_VERIFY}"
                 ) from error
         if not self._shards:
             raise ConversionError(f"{place} holds no samples")
@@ -135,9 +139,11 @@ class Inspection:
         try:
             quality = self._written.read_json(QUALITY)
             if quality is not None:
-                return list(_tables_of_quality(quality)), f"all samples, as {QUALITY} has them"
+                samples = sum(s.samples for shards in self._shards.values() for s in shards)
+                tables = list(_tables_of_quality(quality, samples))
+                return tables, f"all samples, as {QUALITY} has them"
             missing = f"there is no {QUALITY}"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             missing = f"{QUALITY} cannot be used: {error!r}"
         shards = [s for folder, ss in self._shards.items() if folder.side == side for s in ss]
         statistics, broken = Statistics(), 0
@@ -177,7 +183,8 @@ class Inspection:
             return [(SUMMARY, "missing: the conversion did not finish")]
         # The index files and the tables have these.
         told = {"train", "eval", "shards", "bytes", "images", "sources"}
-        return list(_flat({key: value for key, value in summary.items() if key not in told}))
+        facts = _flat({key: value for key, value in summary.items() if key not in told})
+        return list(islice(facts, _MOST_ROWS))
 
 
 _VERIFY = "`python -m convert verify` tells all that is wrong"
@@ -196,28 +203,47 @@ def _size(image: bytes) -> tuple[int, int]:
         return opened.size
 
 
-def _tables_of_quality(quality: Mapping[str, Any]) -> Iterator[Table]:
-    prompts = [(found["prompt"], found["samples"]) for found in quality["prompts"]]
-    yield _prompts(prompts, quality["samples"])
+def _tables_of_quality(quality: Mapping[str, Any], samples: int) -> Iterator[Table]:
+    """Make the tables of a quality.json, which anybody may have written.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: A value is not what it should be.
+    """
+    if quality["samples"] != samples:
+        raise ValueError(f"samples is {shown(quality['samples'])}, the shards hold {samples}")
+    prompts = [(str(found["prompt"]), _count(found["samples"])) for found in quality["prompts"]]
+    yield _prompts(prompts, samples)
     histograms = quality["captions"] | quality["images"]
     for name, title in _TITLES.items():
         yield _histogram(title, histograms[name])
-    yield Table("Images, format", list(quality["formats"].items()))
+    yield Table("Images, format", _counts(quality["formats"]))
     yield Table(
         "To look at",
         [
-            ("the same image and text as an earlier sample", quality["exact_duplicates"]),
-            ("the same image, another text", quality["same_image_other_text"]),
-            ("images with many texts (placeholders?)", quality["placeholder_images"]),
+            ("the same image and text as an earlier sample", _count(quality["exact_duplicates"])),
+            ("the same image, another text", _count(quality["same_image_other_text"])),
+            ("images with many texts (placeholders?)", _count(quality["placeholder_images"])),
             *(
-                ("more than one round (only the first is used)", turns["several_rounds"])
+                ("more than one round (only the first is used)", _count(turns["several_rounds"]))
                 for turns in [quality.get("turns")]  # older conversions did not count them
                 if turns
             ),
         ],
     )
     if quality["rejected_by_reason"]:
-        yield Table("Rejected", list(quality["rejected_by_reason"].items()))
+        yield Table("Rejected", _counts(quality["rejected_by_reason"]))
+
+
+def _count(value: object) -> int:
+    if not is_count(value):
+        raise ValueError(f"{shown(value)} is not a count")
+    return value
+
+
+def _counts(values: Mapping[str, object]) -> list[tuple[str, int]]:
+    if len(values) > _MOST_ROWS:
+        raise ValueError(f"{len(values)} rows are more than {_MOST_ROWS}")
+    return [(name, _count(value)) for name, value in values.items()]
 
 
 def _tables_of_statistics(statistics: Statistics) -> Iterator[Table]:
@@ -230,14 +256,16 @@ def _tables_of_statistics(statistics: Statistics) -> Iterator[Table]:
 
 def _prompts(counts: Iterable[tuple[str, int]], samples: int) -> Table:
     rows = sorted(counts, key=lambda row: -row[1])[:_MOST_PROMPTS]
-    if others := samples - sum(count for _, count in rows):
+    if (others := samples - sum(count for _, count in rows)) > 0:
         rows.append(("… and others", others))
     return Table("Prompts", rows)
 
 
 def _histogram(title: str, counted: Mapping[str, Any]) -> Table:
     """Bins with what they hold; empty ones at the ends are left out."""
-    edges, bins = counted["edges"], counted["bins"]
+    edges, bins = [*map(_count, counted["edges"])], [*map(_count, counted["bins"])]
+    if not 0 < len(edges) == len(bins) <= _MOST_ROWS:
+        raise ValueError(f"{len(edges)} edges and {len(bins)} bins")
     labels = [
         f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
         for low, high in pairwise(edges)

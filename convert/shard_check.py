@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from convert.engine import Tell
 from convert.errors import Rejected
 from convert.images import check_image
-from convert.written import Shard
+from convert.written import Shard, decode_record
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER, Record
-from vlm_composer.outages import ride_out
+from vlm_composer.outages import TooLargeError, ride_out
 from vlm_composer.storage import Store, open_store
 
 MAX_FAULTS = 100
@@ -144,6 +144,21 @@ def check_shard(task: ShardTask, tell: Tell) -> ShardReport:
     """
     del tell
     report = ShardReport(task)
+    try:
+        _check_file(task, report)
+    except TooLargeError:
+        report.add(
+            f"more than the {task.shard.bytes} bytes that the index says: its "
+            f"{task.shard.samples} samples were not read"
+        )
+        return report
+    if task.held_out is not None:
+        for index, place in HeldOut.load(task.held_out).find(report.digests):
+            report.add(f"its image is held out as well: {place}", int(report.samples[index]))
+    return report
+
+
+def _check_file(task: ShardTask, report: ShardReport) -> None:
     with _local_file(task) as path:
         size = path.stat().st_size
         if size != task.shard.bytes:
@@ -151,14 +166,10 @@ def check_shard(task: ShardTask, tell: Tell) -> ShardReport:
                 f"{size} bytes, and the index says {task.shard.bytes}: its "
                 f"{task.shard.samples} samples were not read"
             )
-            return report
+            return
         with path.open("rb") as file:
             _check_hashes(file, report)
             _check_samples(file, report)
-    if task.held_out is not None:
-        for index, place in HeldOut.load(task.held_out).find(report.digests):
-            report.add(f"its image is held out as well: {place}", int(report.samples[index]))
-    return report
 
 
 @cache
@@ -174,7 +185,7 @@ def _local_file(task: ShardTask) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=task.staging) as folder:
         path = Path(folder, "shard.mds")
         ride_out(
-            lambda: _store(task.place).get(task.shard.name, path),
+            lambda: _store(task.place).get(task.shard.name, path, task.shard.bytes),
             f"download {task.place}/{task.shard.name}",
             _PATIENCE,
         )
@@ -182,7 +193,7 @@ def _local_file(task: ShardTask) -> Iterator[Path]:
 
 
 def _check_hashes(file: BinaryIO, report: ShardReport) -> None:
-    expected = report.task.shard.hashes
+    expected = report.task.shard.entry.raw.hashes
     hashes: dict[str, Any] = {"xxh64": xxhash.xxh64()}
     if "sha1" in expected:  # of data sets of before
         hashes["sha1"] = hashlib.sha1(usedforsecurity=False)
@@ -200,11 +211,11 @@ def _check_samples(file: BinaryIO, report: ShardReport) -> None:
     if isinstance(offsets, str):
         report.add(f"{offsets}: its {shard.samples} samples were not read")
         return
-    decode, digests, samples = shard.decoder(), [], []
+    digests, samples = [], []
     for sample, (begin, end) in enumerate(pairwise(offsets)):
         file.seek(begin)
         try:
-            record = decode(file.read(int(end) - int(begin)))
+            record = decode_record(file.read(int(end) - int(begin)))
         except ValueError as error:
             report.add(f"it cannot be decoded: {type(error).__name__}: {error}", sample)
             continue

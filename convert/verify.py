@@ -23,13 +23,9 @@ from convert.errors import ConversionError
 from convert.shard_check import HeldOut, ShardReport, ShardTask, check_shard
 from convert.split import SIDES, Side
 from convert.staging import Scratch
-from convert.written import (
-    INDEX,
-    IndexFaultError,
-    Shard,
-    SideFolder,
-    Written,
-)
+from convert.written import Shard, SideFolder, Written
+from vlm_composer.mds.index import INDEX_FILE, IndexFaultError
+from vlm_composer.mds.json_object import is_count, shown
 from vlm_composer.plain_text import plain, say
 
 
@@ -162,7 +158,7 @@ def _read_index_files(written: Written, progress: _Progress) -> dict[SideFolder,
         try:
             indexed[folder] = written.shards(folder)
         except IndexFaultError as error:
-            progress.fault(f"{folder.path}/{INDEX}: {error}")
+            progress.fault(f"{folder.path}/{INDEX_FILE}: {error}")
     return indexed
 
 
@@ -172,11 +168,9 @@ def _check_names(
     """Compares the index files with the files that there are; returns the shards that are there."""
     present: dict[Side, list[Shard]] = {side: [] for side in SIDES}
     for folder, shards in indexed.items():
-        names = {f"{folder.path}/{INDEX}"}
+        names = {f"{folder.path}/{INDEX_FILE}"}
         for shard in shards:
-            if shard.name in names:
-                progress.fault(f"{shard.name}: the index names it twice")
-            elif shard.name not in written.files:
+            if shard.name not in written.files:
                 progress.fault(f"{shard.name}: missing, with its {shard.samples} samples")
             else:
                 present[folder.side].append(shard)
@@ -209,7 +203,7 @@ def _check_summary(
             difference
             for name in sorted(named | told.keys())
             for difference in _differences(
-                f"sources.{name}.", told.get(name), _count(indexed, name)
+                f"sources.{plain(name)}.", told.get(name), _count(indexed, name)
             )
         ),
     ):
@@ -218,10 +212,10 @@ def _check_summary(
     left_out = [summary.get(key, 0) for key in ("rejected", "duplicates")]
     if rejects is None:
         progress.fault(f"{REJECTS}: missing")
-    elif not all(isinstance(n, int) for n in left_out) or rejects != sum(left_out):
+    elif not all(map(is_count, left_out)) or rejects != sum(left_out):
         progress.fault(
-            f"{SUMMARY}: {left_out[0]!r} rejected and {left_out[1]!r} duplicates, and {REJECTS} "
-            f"has {rejects} lines"
+            f"{SUMMARY}: {shown(left_out[0])} rejected and {shown(left_out[1])} duplicates, and "
+            f"{REJECTS} has {rejects} lines"
         )
 
 
@@ -231,7 +225,7 @@ def _differences(before: str, told: Any, found: Verification) -> Iterator[str]:
     counted = {str(side): count for side, count in found.samples.items()}
     for key, number in (counted | {"shards": found.shards, "bytes": found.bytes}).items():
         if told.get(key) != number:
-            yield f"{before}{key} is {told.get(key)!r}, and the index files say {number!r}"
+            yield f"{before}{key} is {shown(told.get(key))}, and the index files say {number!r}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

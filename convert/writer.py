@@ -12,6 +12,7 @@ from convert.errors import Reason, Rejected
 from convert.mds import ShardBuffer, ShardFormat
 from convert.split import Side
 from vlm_composer.data.schema import MDS_COLUMNS
+from vlm_composer.mds.index import INDEX_FILE
 
 
 class ShardWriter:
@@ -123,13 +124,13 @@ def publish_index(
         folder: The shards' folder.
         shards: What it says of them, in order; taken one by one.
     """
-    path = destination.stage(f"{folder}/index.json")
+    path = destination.stage(f"{folder}/{INDEX_FILE}")
     with path.open("w", encoding="utf-8") as file:
         file.write('{"shards": [')
         for place, shard in enumerate(shards):
             file.write((", " if place else "") + json.dumps(shard, sort_keys=True))
         file.write('], "version": 2}')
-    destination.publish(path, f"{folder}/index.json")
+    destination.publish(path, f"{folder}/{INDEX_FILE}")
 
 
 def publish_text(destination: Destination, text: str, name: str) -> None:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from convert.destination import JOURNAL, REJECTS, SUMMARY
 from convert.errors import ConversionError
-from convert.mds import HASHES, text_decoder
+from convert.mds import HASHES
 from convert.split import SIDES, Side
 from vlm_composer.data.schema import MDS_COLUMNS, Record
+from vlm_composer.mds.encodings import SampleDecoder
+from vlm_composer.mds.index import (
+    FEATURES_FILE,
+    INDEX_FILE,
+    IndexFaultError,
+    ShardEntry,
+    parse_index,
+)
+from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
-Decode = Callable[[bytes], Record]
-"""From a sample's bytes to the record."""
-
-INDEX = "index.json"
-_FEATURES = "features.json"
+_COLUMNS = dict(sorted(MDS_COLUMNS.items()))
+"""As they stand in a shard."""
+_decode = SampleDecoder(_COLUMNS)
 _IN_A_SIDE = re.compile(r"((?:[^/]+/)?)(train|eval)/(.+)")
 _PATIENCE = 60.0
 """Seconds that the store may be away."""
-
-
-class IndexFaultError(ValueError):
-    """An index.json is not one that a conversion writes."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +54,22 @@ class Shard:
     """A shard as its index describes it."""
 
     folder: str
-    entry: dict[str, Any]
-    """What the index says of it."""
+    entry: ShardEntry
 
     @property
     def name(self) -> str:
         """Its file's, in the destination."""
-        return f"{self.folder}/{self.entry['raw_data']['basename']}"
+        return f"{self.folder}/{self.entry.raw.basename}"
 
     @property
     def bytes(self) -> int:
         """Of its file."""
-        return int(self.entry["raw_data"]["bytes"])
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Of its file: algorithm → hexadecimal digest."""
-        return dict(self.entry["raw_data"]["hashes"])
+        return self.entry.raw.bytes
 
     @property
     def samples(self) -> int:
         """How many it holds."""
-        return int(self.entry["samples"])
-
-    def decoder(self) -> Decode:
-        """What makes records of its samples' bytes; it raises ValueError where they are none."""
-        names, encodings = self.entry["column_names"], self.entry["column_encodings"]
-        return cast(Decode, text_decoder(names, encodings))
+        return self.entry.samples
 
 
 class Written:
@@ -113,7 +104,7 @@ class Written:
         self._refuse_what_is_none()
 
     def _refuse_what_is_none(self) -> None:
-        if not self.sides and INDEX in self.files:
+        if not self.sides and INDEX_FILE in self.files:
             raise ConversionError(
                 f"{self.place} is one side of a data set: give the folder above it, as --out was"
             )
@@ -122,7 +113,7 @@ class Written:
                 f"{self.place} holds no data set (no train/ and no eval/): give what --out was "
                 "given"
             )
-        if any(f"{folder.path}/{_FEATURES}" in self.files for folder in self.sides):
+        if any(f"{folder.path}/{FEATURES_FILE}" in self.files for folder in self.sides):
             raise ConversionError(
                 f"{self.place} holds features, and no images to look at: give the data set that "
                 "they were made of, which its summary.json names under `sources`"
@@ -140,15 +131,11 @@ class Written:
         Raises:
             ValueError: If it is no JSON object.
         """
-        if name not in self.files:
-            return None
-        try:
-            value = json.loads(self.read(name, self.files[name]))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"no JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-        return value
+        return parse_object(self._text(name)) if name in self.files else None
+
+    def _text(self, name: str) -> bytes:
+        """A small file, or more of it than is parsed."""
+        return self.read(name, min(self.files[name], MAX_JSON_BYTES + 1))
 
     def num_rejects(self) -> int | None:
         """Lines of rejects.jsonl; None where there is none."""
@@ -164,19 +151,18 @@ class Written:
         Raises:
             IndexFaultError: If the index is missing, or not one that a conversion writes.
         """
-        try:
-            index = self.read_json(f"{folder.path}/{INDEX}")
-        except ValueError as error:
-            raise IndexFaultError(str(error)) from error
-        if index is None:
+        name = f"{folder.path}/{INDEX_FILE}"
+        if name not in self.files:
             raise IndexFaultError("missing: the conversion did not finish")
-        entries = index.get("shards")
-        if not isinstance(entries, list) or not entries:
-            raise IndexFaultError("names no shards")
-        for number, entry in enumerate(entries):
-            if fault := _entry_fault(entry):
-                raise IndexFaultError(f"entry {number}: {fault}")
-        return [Shard(folder.path, entry) for entry in entries]
+        index = parse_index(self._text(name))
+        if [*index.columns.items()] != [*_COLUMNS.items()]:
+            raise IndexFaultError(f"its columns are {dict(index.columns)}, not {_COLUMNS}")
+        for number, entry in enumerate(index.shards):
+            if entry.compression:
+                raise IndexFaultError(f"shard {number}: it is compressed ({entry.compression})")
+            if missing := [name for name in HASHES if name not in entry.raw.hashes]:
+                raise IndexFaultError(f"shard {number}: it has no {' and no '.join(missing)}")
+        return [Shard(folder.path, entry) for entry in index.shards]
 
     def sample(self, shard: Shard, index: int) -> Record:
         """One sample; of the shard, no more is read than it takes.
@@ -190,7 +176,16 @@ class Written:
         begin, end = struct.unpack("<II", offsets)
         if not begin < end <= shard.bytes:
             raise ValueError(f"it is said to be from byte {begin} to {end} of {shard.bytes}")
-        return shard.decoder()(self.read(shard.name, end - begin, begin))
+        return decode_record(self.read(shard.name, end - begin, begin))
+
+
+def decode_record(data: bytes) -> Record:
+    """Take a sample's bytes apart.
+
+    Raises:
+        ValueError: They are not a record's.
+    """
+    return cast(Record, _decode(data))
 
 
 def places(shards: list[Shard], numbers: list[int]) -> Iterator[tuple[Shard, int]]:
@@ -202,28 +197,3 @@ def places(shards: list[Shard], numbers: list[int]) -> Iterator[tuple[Shard, int
             yield shard, number - first
             number = next(wanted, None)
         first += shard.samples
-
-
-def _entry_fault(entry: Any) -> str | None:
-    """What is wrong with an index's entry; None where a conversion could have written it."""
-    try:
-        raw = entry["raw_data"]
-        well_typed = (
-            isinstance(raw["basename"], str)
-            and isinstance(raw["bytes"], int)
-            and isinstance(entry["samples"], int)
-            and entry["samples"] > 0
-        )
-        if not well_typed:
-            return "name, bytes or samples are of a wrong type"
-        if missing := [name for name in HASHES if not isinstance(raw["hashes"].get(name), str)]:
-            return f"{raw['basename']} has no {' and no '.join(missing)}"
-        # Before anything is decoded: `Shard.decoder` knows texts and bytes alone.
-        columns = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
-        if (entry["format"], entry["version"], columns) != ("mds", 2, MDS_COLUMNS):
-            return f"{raw['basename']} is of {entry['format']} with {columns}"
-        if entry["compression"] or entry["zip_data"] or any(entry["column_sizes"]):
-            return f"{raw['basename']} is compressed"
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        return f"not what MDS writes ({error!r})"
-    return None

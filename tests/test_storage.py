@@ -10,7 +10,13 @@ import uuid
 import pytest
 from botocore.exceptions import ClientError
 
-from vlm_composer.outages import MissingFileError, StoreError, is_permanent, ride_out
+from vlm_composer.outages import (
+    MissingFileError,
+    StoreError,
+    TooLargeError,
+    is_permanent,
+    ride_out,
+)
 from vlm_composer.storage import open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -86,6 +92,20 @@ def test_parts_of_files_are_read(place, prefix, local):
     for name in ("absent", "a", "a/ten/more"):
         with pytest.raises(MissingFileError, match=f"holds no {name}: there is no such"):
             ride_out(lambda name=name: store.read(name, 4), f"read {name}", 60)
+
+
+def test_no_more_is_written_than_a_file_may_have(place, local, tmp_path):
+    store, got = open_store(place), tmp_path / "got"
+    store.put(local(b"1" * (20 << 20)), "large")  # which boto3 fetches in parts
+    store.put(local(b""), "empty")
+    for limit in (0, 1, 1 << 20, (20 << 20) - 1):
+        with pytest.raises(TooLargeError, match=rf"/large has more than the {limit} bytes that"):
+            ride_out(lambda limit=limit: store.get("large", got, limit), "fetch large", 60)
+        assert not got.exists()
+    store.get("large", got, 20 << 20)
+    assert got.read_bytes() == b"1" * (20 << 20)
+    store.get("empty", got, 0)
+    assert got.read_bytes() == b""
 
 
 def test_a_put_replaces(place, local, tmp_path):

@@ -38,6 +38,10 @@ class MissingFileError(StoreError):
     """The store answers, and has no such file."""
 
 
+class TooLargeError(StoreError):
+    """A file of the store has more bytes than it should."""
+
+
 def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
     """Run `action` until it succeeds, waiting for a store that is away.
 

@@ -15,18 +15,20 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 from vlm_composer.local_files import move_durably, partial_path
-from vlm_composer.outages import MissingFileError, StoreError, advice
+from vlm_composer.outages import MissingFileError, StoreError, TooLargeError, advice
 
 SCHEMES = ("s3", "gs", "azure")
 CONNECT_SECONDS = 10
 """How long a store may take to answer a connection."""
 READ_SECONDS = 60
 """How long it may be silent in the middle of a transfer."""
+_COPY_BYTES = 1 << 20
 
 
 class Store(ABC):
@@ -57,9 +59,27 @@ class Store(ABC):
     def put(self, path: str | Path, name: str) -> None:
         """Copy a local file into the store."""
 
+    def get(self, name: str, path: str | Path, limit: int | None = None) -> None:
+        """Copy a file of the store to a local path, which must not be read before this returns.
+
+        Args:
+            name: The file.
+            path: Where it goes.
+            limit: Bytes that it has at most; None copies it whatever its size.
+
+        Raises:
+            TooLargeError: It has more; not more than `limit` bytes were written.
+        """
+        try:
+            with _Limited(FileIO(path, "wb"), limit, f"{self.url}/{name}") as file:
+                self._download(name, file)
+        except BaseException:
+            Path(path).unlink(missing_ok=True)
+            raise
+
     @abstractmethod
-    def get(self, name: str, path: str | Path) -> None:
-        """Copy a file of the store to a local path, which must not be read before this returns."""
+    def _download(self, name: str, to: BinaryIO) -> None:
+        """Write a file of the store to a local one."""
 
     @abstractmethod
     def read(self, name: str, count: int, start: int = 0) -> bytes:
@@ -86,6 +106,21 @@ class Store(ABC):
             raise
         except Exception as error:  # each SDK raises classes of its own
             raise StoreError(f"could not {action} {self.url}: {advice(error)}") from error
+
+
+class _Limited(BufferedWriter):
+    """A file that takes no byte beyond `limit`, wherever it is written to."""
+
+    def __init__(self, raw: FileIO, limit: int | None, what: str) -> None:
+        super().__init__(raw)
+        self._limit, self._what = limit, what
+
+    def write(self, data: Any) -> int:
+        if self._limit is not None and self.tell() + len(data) > self._limit:
+            raise TooLargeError(
+                f"{self._what} has more than the {self._limit} bytes that it should have"
+            )
+        return super().write(data)
 
 
 class FolderStore(Store):
@@ -115,8 +150,9 @@ class FolderStore(Store):
             partial.unlink(missing_ok=True)
             raise
 
-    def get(self, name: str, path: str | Path) -> None:
-        shutil.copyfile(self.folder / name, path)
+    def _download(self, name: str, to: BinaryIO) -> None:
+        with open(self.folder / name, "rb") as file:
+            shutil.copyfileobj(file, to, _COPY_BYTES)
 
     def read(self, name: str, count: int, start: int = 0) -> bytes:
         try:
@@ -177,8 +213,8 @@ class S3Store(_Bucket):
         except S3UploadFailedError as error:  # it hides the store's answer
             raise (error.__context__ or error) from None
 
-    def get(self, name: str, path: str | Path) -> None:
-        self._client.download_file(self.bucket, self.prefix + name, str(path))
+    def _download(self, name: str, to: BinaryIO) -> None:
+        self._client.download_fileobj(self.bucket, self.prefix + name, to)
 
     def read(self, name: str, count: int, start: int = 0) -> bytes:
         from botocore.exceptions import ClientError
@@ -230,8 +266,8 @@ class GoogleStore(_Bucket):
     def put(self, path: str | Path, name: str) -> None:
         self._bucket.blob(self.prefix + name).upload_from_filename(str(path), **self._once)
 
-    def get(self, name: str, path: str | Path) -> None:
-        self._bucket.blob(self.prefix + name).download_to_filename(str(path), **self._once)
+    def _download(self, name: str, to: BinaryIO) -> None:
+        self._bucket.blob(self.prefix + name).download_to_file(to, **self._once)
 
     def read(self, name: str, count: int, start: int = 0) -> bytes:
         from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
@@ -283,9 +319,8 @@ class AzureStore(_Bucket):
         with open(path, "rb") as file:
             self._container.upload_blob(self.prefix + name, file, overwrite=True)
 
-    def get(self, name: str, path: str | Path) -> None:
-        with open(path, "wb") as file:
-            self._container.download_blob(self.prefix + name).readinto(file)
+    def _download(self, name: str, to: BinaryIO) -> None:
+        self._container.download_blob(self.prefix + name).readinto(to)
 
     def read(self, name: str, count: int, start: int = 0) -> bytes:
         from azure.core.exceptions import HttpResponseError

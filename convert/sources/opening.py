@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ import yaml
 from convert.errors import ConversionError
 from convert.sources.llava_json import LlavaJson
 from convert.sources.parquet import Parquet
-from convert.sources.source import Source
+from convert.sources.source import NAMING, Source, is_source_name
 from convert.sources.webdataset import WebDataset
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KINDS = ("json", "parquet", "webdataset")
-_TAKEN = ("train", "eval")
-"""Folders of a data set of one source."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +135,9 @@ def _spec(entry: Any, where: str) -> SourceSpec:
         if not isinstance(value, str) or not value:
             raise ConversionError(f"{where}: {key} is {value!r}, not text: put it in quotes")
     name = entry.get("name", "")
-    if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+    if not is_source_name(name):
         raise ConversionError(
-            f"{where}: name is {name!r}: it becomes a folder, so give one of letters, digits, "
-            f"'-', '_' and '.', other than {' and '.join(_TAKEN)}"
+            f"{where}: name is {name!r}: it becomes a folder, so give one of {NAMING}"
         )
     try:
         return SourceSpec(**entry)

@@ -9,16 +9,18 @@ from typing import Any
 
 from convert.errors import ConversionError, Reason, Rejected
 from convert.sources.captions import captioned
-from convert.sources.files import InputFile, is_url
+from convert.sources.files import is_url
 from convert.sources.image_places import open_images
 from convert.sources.parquet_columns import find_columns
+from convert.sources.parquet_pages import Chunk, LargePageError, PageCheckedFile, most_unpacked
+from convert.sources.parquet_values import value_of
 from convert.sources.patterns import list_files, stamp_files
 from convert.sources.source import PIECE_ITEMS, Item, Piece
 
 SUFFIXES = (".parquet",)
 
-_BATCH_ROWS = 32
-"""Rows in memory at a time, with their images."""
+_MOST_ROWS = 1 << 31
+"""Of a file, as its footer has them."""
 
 _BUFFER_BYTES = 1 << 20
 """Of each column, read at a time: the columns of a whole row group could be gigabytes."""
@@ -77,7 +79,8 @@ class Parquet:
             self._close_file()
             self._open = _OpenFile(file)
         opened = self._open
-        for index, value in opened.rows(piece.where["group"], piece.where["start"], wanted):
+        group, start = piece.where["group"], piece.where["start"]
+        for index, value in opened.rows(group, start, wanted, self._max_image_bytes):
             yield self._item(index, value, opened, row + index)
 
     def close(self) -> None:
@@ -133,31 +136,48 @@ class Parquet:
 
 
 class _OpenFile:
-    """A file that is read, mostly row after row."""
+    """A file that is read row after row: one row's values are in memory at a time, and its pages.
+
+    A page's values can be one that is repeated, so that a batch of rows can be any number of times
+    larger than the page; the texts of a conversation are for that reason read as a dictionary.
+    """
 
     def __init__(self, file: str) -> None:
         from pyarrow.parquet import ParquetFile
 
         self.file = file
-        self._input = InputFile(file)
+        self._input = PageCheckedFile(file)
         try:
             with self._damage():
                 size = _BUCKET_BUFFER_BYTES if is_url(file) else _BUFFER_BYTES
-                self._parquet = ParquetFile(self._input, pre_buffer=False, buffer_size=size)
-                metadata = self._parquet.metadata
+                options = {"pre_buffer": False, "buffer_size": size}
+                parquet = ParquetFile(self._input, **options)
+                metadata = self._metadata = parquet.metadata
                 self.num_rows = metadata.num_rows
                 self.group_rows = [
                     metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
                 ]
-                schema = self._parquet.schema_arrow
+                rows_add_up = sum(self.group_rows) == self.num_rows <= _MOST_ROWS
+                if not rows_add_up or min(self.group_rows, default=0) < 0:
+                    raise ValueError(f"{self.num_rows} rows in {len(self.group_rows)} groups")
+                schema = parquet.schema_arrow
             self.image_column, self.text_column, self.id_column = find_columns(schema, file)
+            self._leaves = self._find_leaves(parquet.schema)
+            self._paths = [leaf.path for leaf in self._leaves.values()]
+            turns = [leaf.path for leaf in self._leaves.values() if leaf.max_repetition_level]
+            with self._damage():
+                self._parquet = ParquetFile(
+                    self._input, metadata=metadata, read_dictionary=turns, **options
+                )
         except BaseException:
             self._input.close()
             raise
         self._batches: Iterator[Any] | None = None
         self._batch: Any = None
-        self._at = (-1, 0, 0)
-        """The row group that is read, the row of it that `_batch` starts with, and the next."""
+        self._at = (-1, 0)
+        """The row group that is read, and its next row."""
+        self._fault = (-1, "")
+        """The row group that was looked at last, and what is wrong with it."""
 
     def __enter__(self) -> _OpenFile:
         return self
@@ -172,31 +192,87 @@ class _OpenFile:
         self._input.close()
 
     def rows(
-        self, group: int, start: int, wanted: Sequence[bool]
+        self, group: int, start: int, wanted: Sequence[bool], max_bytes: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """The wanted rows of a row group from `start` on, with their places in `wanted`."""
+        fault = self._group_fault(group)
         for index, want in enumerate(wanted):
-            if want:
-                self._go_to(group, start + index)
-                row = start + index - self._at[1]
-                yield index, {name: _value(self._batch, name, row) for name in self._names()}
+            if not want:
+                continue
+            if fault:
+                rejected = Rejected(Reason.TOO_LARGE, fault)
+                yield index, dict.fromkeys(self._names(), rejected)
+                continue
+            self._go_to(group, start + index)
+            yield index, {name: value_of(self._batch, name, max_bytes) for name in self._names()}
+
+    def _group_fault(self, group: int) -> str:
+        """What no row of a group can be read for: a page too large, by what the footer says.
+
+        A footer that says otherwise is found out when the page is read.
+        """
+        if self._fault[0] != group:
+            fault = ""
+            for number, chunk in self._chunks(group):
+                column = self._metadata.row_group(group).column(number)
+                packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+                if unpacked > most_unpacked(packed):
+                    with self._damage():
+                        try:
+                            self._input.check(chunk)
+                        except LargePageError as error:
+                            fault = str(error)
+            self._fault = (group, fault)
+        return self._fault[1]
+
+    def _chunks(self, group: int) -> Iterator[tuple[int, Chunk]]:
+        """The columns of a row group that are read."""
+        for number, leaf in self._leaves.items():
+            column = self._metadata.row_group(group).column(number)
+            start, dictionary = column.data_page_offset, column.dictionary_page_offset
+            if column.has_dictionary_page and dictionary and 0 < dictionary < start:
+                start = dictionary
+            end = start + column.total_compressed_size
+            yield number, Chunk(start, end, leaf.path, leaf.max_repetition_level > 0)
 
     def _go_to(self, group: int, row: int) -> None:
-        """Makes the batch with this row the current one. Backwards is from the group's start."""
-        columns = self._names()
-        if self._at[0] != group or row < self._at[1] or self._batches is None:
+        """Makes the batch of this row the current one. Backwards is from the group's start."""
+        if self._at[0] != group or row < self._at[1] - 1 or self._batches is None:
+            self._input.watch([chunk for _, chunk in self._chunks(group)])
             with self._damage():
                 self._batches = self._parquet.iter_batches(
-                    _BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
+                    1, row_groups=[group], columns=self._paths, use_threads=False
                 )
-            self._batch, self._at = None, (group, 0, 0)
-        while row >= self._at[2]:
+            self._batch, self._at = None, (group, 0)
+        while row >= self._at[1]:
             with self._damage():
+                self._batch = None
                 self._batch = next(self._batches, None)
                 if self._batch is None:
                     self._batches = None
                     raise ValueError(f"row group {group} ends before row {row}")
-            self._at = (group, self._at[2], self._at[2] + self._batch.num_rows)
+            self._at = (group, self._at[1] + self._batch.num_rows)
+
+    def _find_leaves(self, schema: Any) -> dict[int, Any]:
+        """The columns that are stored for what is read, by their numbers in the file."""
+        image, text = self.image_column, self.text_column
+        flat = (image, f"{image}.bytes", f"{image}.path", text, self.id_column)
+        leaves = {}
+        for number in range(len(schema)):
+            leaf = schema.column(number)
+            turn = leaf.path.startswith(f"{text}.") and leaf.name in ("from", "value")
+            if leaf.path not in flat and not turn:
+                continue
+            leaves[number] = leaf
+            if leaf.max_repetition_level > turn or leaf.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                raise ConversionError(
+                    f"{self.file}: the column {leaf.path} is {leaf.physical_type}, "
+                    f"{leaf.max_repetition_level} lists deep, not one text or image"
+                )
+        for name in self._names():
+            if not any(leaf.path.split(".")[0] == name for leaf in leaves.values()):
+                raise ConversionError(f"{self.file}: the column {name} holds no text and no bytes")
+        return leaves
 
     def _names(self) -> list[str]:
         names = (self.image_column, self.text_column, self.id_column)
@@ -215,10 +291,3 @@ class _OpenFile:
                 f"{self.file} is not a whole Parquet file ({type(error).__name__}: "
                 f"{str(error)[:300]}): fetch or make it again"
             ) from error
-
-
-def _value(batch: Any, column: str, row: int) -> Any:
-    try:
-        return batch.column(column)[row].as_py()
-    except UnicodeDecodeError as error:
-        return Rejected(Reason.NOT_UNICODE, f"{column}: {error}")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from convert.errors import Rejected
+from convert.split import SIDES
 
 PIECE_ITEMS = 256
 """Items of a piece, at most, where a source can be cut anywhere."""
+
+NAMING = f"letters, digits, '-', '_' and '.', other than {' and '.join(SIDES)}"
+"""What a source may be called, for messages."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def is_source_name(name: object) -> bool:
+    """Whether a source can be called that: the name becomes a folder beside train and eval."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name.lower() not in SIDES
 
 
 @dataclass(frozen=True)

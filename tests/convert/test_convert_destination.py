@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,92 @@ def test_files_of_others_are_never_deleted(pairs: Any, name: str) -> None:
     with pytest.raises(ConversionError, match=f"no conversion wrote, such as {name}"):
         pairs.convert(overwrite=True)
     assert pairs.files() == [name]
+
+
+NAMES = ("../victim", "..", ".", "", "/", "a/../../victim", "a/b", "a\\b", "C:x", "a\0b", "a\nb")
+NOT_NAMES = (*NAMES[:3], *NAMES[4:], ".convert", "\ud800", "ü", "x" * 101, None, 3, ["a"], {"a": 1})
+
+
+@pytest.fixture
+def victim(pairs: Any) -> Iterator[Path]:
+    """A whole data set beside the one that is overwritten, which must stay as it is."""
+    pairs.add(12)
+    other = pairs.folder / "victim"
+    pairs.convert(str(other), **SMALL)
+    pairs.convert(**SMALL)
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        found = (path for path in other.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    before = files()
+    assert len(before) > 5
+    yield other
+    assert files() == before
+
+
+def refuse_to_overwrite(pairs: Any, problem: str) -> None:
+    before = pairs.files()
+    with pytest.raises(ConversionError, match=problem) as error:
+        pairs.convert(**SMALL, overwrite=True)
+    assert str(error.value).isprintable()
+    assert pairs.files() == before
+
+
+@pytest.mark.parametrize("name", ["{victim}", *(n for n in NOT_NAMES if isinstance(n, str))])
+def test_a_summary_names_what_no_source_is_called(pairs: Any, victim: Path, name: str) -> None:
+    path = pairs.out / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["sources"] = {"good": {}, name.format(victim=victim): {}}
+    path.write_text(json.dumps(summary))
+    refuse_to_overwrite(
+        pairs, r"summary\.json (names a source .*: nothing was deleted|does not say)"
+    )
+
+
+@pytest.mark.parametrize("name", ["{victim}", *NOT_NAMES])
+def test_a_plan_names_what_no_source_is_called(pairs: Any, victim: Path, name: Any) -> None:
+    name = name.format(victim=victim) if isinstance(name, str) else name
+    (pairs.out / "summary.json").unlink()
+    (pairs.out / ".convert").mkdir()
+    plan = {"sources": [{"name": "good"}, {"name": name}]}
+    (pairs.out / ".convert" / "plan.json").write_text(json.dumps(plan))
+    refuse_to_overwrite(pairs, r"plan\.json (names a source .*: nothing was del|does not)")
+
+
+DOCUMENTS = (
+    "{",
+    "[]",
+    "3",
+    "[" * 9999,
+    '{"sources": ' + "9" * 400 + "}",
+    '{"sources": "../victim"}',
+)
+
+
+@pytest.mark.parametrize("text", DOCUMENTS, ids=range(len(DOCUMENTS)))
+@pytest.mark.parametrize("name", ["summary.json", ".convert/plan.json"])
+def test_a_file_that_is_no_summary_and_no_plan(
+    pairs: Any, victim: Path, name: str, text: str
+) -> None:
+    (pairs.out / ".convert").mkdir()
+    (pairs.out / "summary.json").unlink()
+    (pairs.out / name).write_text(text)
+    refuse_to_overwrite(pairs, r"(summary|plan)\.json (names a source|does not say)")
+
+
+@pytest.mark.parametrize("link", ["train", ".convert", ".convert/staging"])
+def test_a_link_out_of_the_destination(pairs: Any, victim: Path, link: str) -> None:
+    path = pairs.out / link
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(exist_ok=True)
+    target = victim / path.name
+    target.mkdir(exist_ok=True)
+    (victim / "staging").mkdir(exist_ok=True)
+    path.symlink_to(target if target.name == "train" else victim)
+    with pytest.raises(ConversionError, match=r"leads to .*, outside|is a link to "):
+        pairs.convert(**SMALL, overwrite=True)
+    assert (victim / "staging").is_dir()
 
 
 def test_files_beside_the_data_set_stay(pairs: Any) -> None:

@@ -99,6 +99,22 @@ def test_workers_of_a_killed_run_end_with_it(
     assert not left(staging)
 
 
+def test_a_summary_that_no_conversion_wrote_is_not_believed(pairs: Any) -> None:
+    pairs.add(5)
+    place = "convert.journal:Journal.delete", 1  # all is done but to clean up
+    kill_at(*place, pairs.folder, pairs.write_json(), pairs.images, pairs.out, eval_ratio=0)
+    path = pairs.out / "summary.json"
+    whole = path.read_text()
+    for text in ("{", "{}", "[]", whole.replace('"train": 5', '"train": "5"')):
+        path.write_text(text)
+        with pytest.raises(
+            ConversionError, match=r"summary\.json is not one of a finished .*: rem"
+        ):
+            pairs.convert(eval_ratio=0)
+    path.write_text(whole)
+    assert pairs.convert(eval_ratio=0).train == 5
+
+
 @pytest.fixture(scope="module")
 def killed_once(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run left that was killed when two of three partitions were finished."""

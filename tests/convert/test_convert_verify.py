@@ -209,7 +209,7 @@ def test_files_that_are_missing_or_stray(written: Any) -> None:
     (written.out / ".convert").mkdir()
     (written.out / ".convert" / "plan.json").write_text("{}")
     index, summary, stray, journal = faults_of(written.out)
-    assert index.startswith("eval/index.json: no JSON: ")
+    assert index.startswith("eval/index.json: it is not JSON (")
     assert summary == "summary.json: missing: the conversion did not finish"
     assert stray == "train/shard.77777.mds: stray: the index does not name it"
     assert journal.startswith(".convert/: the conversion did not finish")
@@ -218,17 +218,22 @@ def test_files_that_are_missing_or_stray(written: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda entry: entry["raw_data"]["hashes"].pop("xxh64"), "has no xxh64"),
-        (lambda entry: entry.update(column_encodings=["pkl"] * 4), "is of mds with "),
-        (lambda entry: entry.update(compression="zstd"), "is compressed"),
-        (lambda entry: entry.update(samples="3"), "of a wrong type"),
-        (lambda entry: entry.pop("raw_data"), "not what MDS writes"),
+        (lambda entry: entry["raw_data"]["hashes"].pop("xxh64"), "it has no xxh64"),
+        (lambda entry: entry.update(column_encodings=["pkl"] * 4), "the encoding 'pkl' is not"),
+        (
+            lambda entry: entry.update(
+                compression="zstd", zip_data={**entry["raw_data"], "basename": "other.zstd"}
+            ),
+            "it is compressed (zstd)",
+        ),
+        (lambda entry: entry.update(samples="3"), "samples is '3', not a number"),
+        (lambda entry: entry.pop("raw_data"), "raw_data is None, not an object"),
     ],
 )
 def test_an_index_that_no_conversion_writes(written: Any, change: Any, problem: str) -> None:
     edit(written.out / "train" / "index.json", lambda index: change(index["shards"][1]) and None)
     assert any(
-        line.startswith("train/index.json: entry 1: ") and problem in line
+        line.startswith("train/index.json: shard 1: ") and problem in line
         for line in faults_of(written.out)
     )
 

@@ -43,12 +43,12 @@ def gets(monkeypatch, tmp_path):
     gets, get = Gets(), S3Store.get
     gets.path.touch()
 
-    def counted(self, name, path):
+    def counted(self, name, path, limit=None):
         with gets.path.open("a") as log:
             log.write(f"{name}\n")
         gets.before(name)
         try:
-            get(self, name, path)
+            get(self, name, path, limit)
         except Exception:
             gets.failed(name)
             raise

@@ -112,10 +112,11 @@ def test_fewer_samples_than_a_batch(put, check):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (b"[]", "corrupt: it has no version and shards"),
-        (b'{"version": 2, "sha', "corrupt: it is no JSON"),
-        (b'{"version": 2, "shards": []}', "holds no shard"),
-        (b'{"version": 2, "shards": [{"samples": 1}]}', "is not that of MDS shards"),
+        (b"[]", "damaged: it is not a JSON object"),
+        (b'{"a": 1}', "damaged: it has no version and shards"),
+        (b'{"version": 2, "sha', "damaged: it is not JSON"),
+        (b'{"version": 2, "shards": []}', "it names no shards"),
+        (b'{"version": 2, "shards": [{"samples": 1}]}', "shard 0: column_names is None, not a"),
     ],
 )
 def test_an_index_that_is_none(put, folder, index, message):

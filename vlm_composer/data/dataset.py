@@ -19,9 +19,10 @@ from streaming.base.dataset import _Iterator, _ShardState
 
 import vlm_composer.data.shared_names  # noqa: F401  (replaces a part of streaming)
 from vlm_composer.data.cache_room import disk_needs
-from vlm_composer.data.features import FEATURES_FILE, Features, check_alike
+from vlm_composer.data.features import Features, check_alike
 from vlm_composer.data.mixing import Mix, Part
 from vlm_composer.data.stream import CheckedStream
+from vlm_composer.mds.index import FEATURES_FILE, INDEX_FILE
 from vlm_composer.outages import StoreError
 
 
@@ -47,11 +48,11 @@ class StreamingCaptions(StreamingDataset):
 
     def _read_features(self) -> dict[str, Features]:
         found: dict[str, Features | None] = {}
-        for stream, shards in self._parts():
+        for stream, _ in self._parts():
             found[stream.name] = None
-            if "patches" in shards[0].column_names:
+            if "patches" in stream.index.columns:
                 features = Features.read(stream.fetch_beside(FEATURES_FILE))
-                features.check_samples(sum(map(len, shards)), stream.name)
+                features.check_index(stream.index, stream.name)
                 found[stream.name] = features
         check_alike(found)
         return {name: features for name, features in found.items() if features is not None}
@@ -71,7 +72,7 @@ class StreamingCaptions(StreamingDataset):
         needs no name."""
         found: dict[str, Any] = {}
         for stream, shards in self._parts():
-            index = Path(stream.local, stream.split, "index.json").read_bytes()
+            index = Path(stream.local, stream.split, INDEX_FILE).read_bytes()
             found[stream.name] = {
                 "samples": sum(map(len, shards)),
                 "index_xxh64": xxhash.xxh64_hexdigest(index),

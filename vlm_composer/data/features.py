@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm_composer.config.data import ImageDecoder
-
-FEATURES_FILE = "features.json"
-"""Name of the file beside the shards."""
+from vlm_composer.mds.encodings import array_encoding
+from vlm_composer.mds.index import FEATURES_FILE, Index
+from vlm_composer.mds.json_object import MAX_JSON_BYTES, is_count, parse_object, shown
 
 FeatureDtype = Literal["bf16", "fp16", "fp32"]
 
@@ -82,19 +82,39 @@ class Features:
             OSError: It cannot be read.
         """
         try:
-            entries = json.loads(path.read_bytes())
+            with path.open("rb") as file:
+                entries = parse_object(file.read(MAX_JSON_BYTES + 1))
             settings: dict[str, Any] = entries.pop("settings")
             for key in ("image_mean", "image_std"):
                 settings[key] = tuple(settings[key])
             features = cls(settings=VisionSettings(**settings), **entries)
-            if features.dtype not in get_args(FeatureDtype):
-                raise ValueError(f"dtype {features.dtype!r}")
+            features._check_types()
             return features
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FeaturesError(
                 f"{place or path} does not describe features ({error!r}); write them again with "
                 "`python -m convert.features`"
             ) from error
+
+    def _check_types(self) -> None:
+        """Raise ValueError unless every value is of its type; they come from a file."""
+        settings, tower = self.settings, self.vision_tower
+        for key, value, is_right in (
+            ("dtype", self.dtype, self.dtype in get_args(FeatureDtype)),
+            ("num_patches", self.num_patches, is_count(self.num_patches)),
+            ("hidden_size", self.hidden_size, is_count(self.hidden_size)),
+            ("shuffle_units", self.shuffle_units, _are_counts(self.shuffle_units)),
+            ("vision_tower", tower, _is_identity(tower)),
+            ("layer", settings.layer, type(settings.layer) is int),
+            ("image_size", settings.image_size, is_count(settings.image_size)),
+            ("resample", settings.resample, is_count(settings.resample)),
+            ("image_mean", settings.image_mean, _are_numbers(settings.image_mean)),
+            ("image_std", settings.image_std, _are_numbers(settings.image_std)),
+            ("image_decoder", settings.image_decoder, type(settings.image_decoder) is str),
+        ):
+            if not is_right:
+                raise ValueError(f"{key} {shown(value)}")
+        assert self.columns  # raises ValueError where no column has such patches
 
     def to_json(self) -> str:
         """The text of `features.json`."""
@@ -120,8 +140,7 @@ class Features:
     @property
     def columns(self) -> dict[str, str]:
         """Column name → MDS encoding."""
-        shape = f"{self.num_patches},{self.hidden_size}"
-        patches = f"ndarray:{_STORED[self.dtype]}:{shape}"
+        patches = array_encoding(_STORED[self.dtype], (self.num_patches, self.hidden_size))
         return {"id": "str", "patches": patches, "prompt": "str", "answer": "str"}
 
     def encode(self, patches: Tensor) -> NDArray[Any]:
@@ -145,12 +164,25 @@ class Features:
         # By numpy: torch warns of an array that may not be written to, as streaming gives them.
         np.copyto(patches.view(torch.uint8).numpy(), stored.view(np.uint8))
 
-    def check_samples(self, samples: int, place: object) -> None:
-        """Raise FeaturesError unless the shards hold as many samples as these tell of."""
-        if (told := sum(self.shuffle_units)) != samples:
+    def check_index(self, index: Index, place: object) -> None:
+        """Refuse features of other shards.
+
+        Args:
+            index: Of the shards.
+            place: What messages call them.
+
+        Raises:
+            FeaturesError: They hold other samples or other columns than these describe.
+        """
+        if (told := sum(self.shuffle_units)) != index.samples:
             raise FeaturesError(
-                f"{place}: {FEATURES_FILE} tells of {told} samples, the shards hold {samples}; "
-                "write the features again"
+                f"{place}: {FEATURES_FILE} tells of {told} samples, the shards hold "
+                f"{index.samples}; write the features again"
+            )
+        if index.columns != self.columns:
+            raise FeaturesError(
+                f"{place}: {FEATURES_FILE} describes the columns {shown(self.columns)}, the shards "
+                f"have {shown(dict(index.columns))}; write the features again"
             )
 
     def check_settings(self, here: VisionSettings, place: object) -> None:
@@ -170,6 +202,23 @@ class Features:
                     f"{place} holds features of another vision tower: {key} {theirs}, this run "
                     f"has {ours}; use the same, or write features for this one"
                 )
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(is_count(value) and value for value in values)
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, tuple) and all(type(value) in (int, float) for value in values)
+
+
+def _is_identity(tower: object) -> bool:
+    """Whether a tower's identity has what is compared and printed of it."""
+    return (
+        isinstance(tower, dict)
+        and {"name", "revision", "dtype", "config_hash", "weights_hash"} <= tower.keys()
+        and all(value is None or isinstance(value, str) for value in tower.values())
+    )
 
 
 def check_alike(found: Mapping[str, Features | None]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from streaming import Stream
 
 from vlm_composer.config.data import LoaderConfig
+from vlm_composer.data.stream import CheckedStream
 
 
 class Part(NamedTuple):
@@ -32,7 +32,8 @@ def mix_of(loader: LoaderConfig, samples: Mapping[str, int]) -> Mix:
         samples: How many each of them has.
     """
     streams = {
-        key: Stream(
+        key: CheckedStream(
+            store_timeout=0,
             local=source.local,
             proportion=source.proportion,
             repeat=source.repeat,
@@ -40,7 +41,7 @@ def mix_of(loader: LoaderConfig, samples: Mapping[str, int]) -> Mix:
         )
         for key, source in loader.sources.items()
     }
-    Stream.apply_weights(
+    CheckedStream.apply_weights(
         list(streams.values()),
         np.array([samples[key] for key in streams], np.int64),
         loader.dataset.epoch_size,

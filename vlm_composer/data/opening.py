@@ -12,6 +12,7 @@ from composer.utils import dist
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
+from vlm_composer.mds.index import INDEX_FILE
 from vlm_composer.outages import ride_out
 from vlm_composer.ranks import run_on
 from vlm_composer.storage import open_store
@@ -65,7 +66,7 @@ def open_dataset(
     """
     dataset = loader.dataset
     for source in loader.sources.values():
-        if source.remote is None and not (Path(source.local) / "index.json").is_file():
+        if source.remote is None and not (Path(source.local) / INDEX_FILE).is_file():
             raise ValueError(
                 f"{source.local} holds no MDS shards (no index.json); write them with "
                 "`python -m convert`, or set `remote`"

@@ -6,11 +6,10 @@ the local cache, and keeps a shard that failed its check, so that the next attem
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,20 @@ from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
-from vlm_composer.data.record_reader import RecordReader
 from vlm_composer.local_files import move_durably, partial_path
-from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.mds.compression import decompress
+from vlm_composer.mds.index import (
+    INDEX_FILE,
+    Compression,
+    DamagedIndexError,
+    Index,
+    IndexFaultError,
+    parse_index,
+    read_index,
+)
+from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object
+from vlm_composer.mds.reader import readers
+from vlm_composer.outages import StoreError, TooLargeError, ride_out
 from vlm_composer.ranks import run_on
 from vlm_composer.storage import Store, open_store
 
@@ -67,29 +77,36 @@ class CheckedStream(Stream):
         return self.__dict__ | {"_store": None}
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        """Read the index, downloading it anew when a run starts: it is what shards are checked by.
+        """Read and check the index, downloaded again when a run starts: shards are checked by it.
 
         Raises:
+            IndexFaultError: The index cannot be used.
             StoreError: The store cannot be reached, or holds no index.
+            CorruptShardError: What it holds is not an index.
         """
-        if self.remote:  # nobody goes on with the index of an earlier run
+        del allow_unsafe_types  # none is read
+        if self.remote:
             run_on(
                 world.is_local_leader,
-                lambda: self._fetch("index.json", index_fault, "the index"),
+                lambda: self._fetch(INDEX_FILE, MAX_JSON_BYTES, _index_fault, "the index"),
             )
-        return [RecordReader.of(shard) for shard in super().get_shards(world, allow_unsafe_types)]
+        place = f"{self.remote or self.local}/{INDEX_FILE}"
+        self.index: Index = read_index(self._path(INDEX_FILE), place)
+        shards: list[Reader] = []
+        shards += readers(self.index, self.local, self.split)
+        return shards
 
     def fetch_beside(self, basename: str) -> Path:
         """Return the path of a JSON file beside the index; all ranks must call this.
 
-        As the index, it is downloaded anew where there is a remote.
+        As the index, it is downloaded again where there is a remote.
 
         Raises:
             StoreError: It cannot be fetched.
         """
         if self.remote:
             leads = World.detect().is_local_leader
-            run_on(leads, lambda: self._fetch(basename, _json_fault, basename))
+            run_on(leads, lambda: self._fetch(basename, MAX_JSON_BYTES, _json_fault, basename))
         return self._path(basename)
 
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
@@ -123,17 +140,39 @@ class CheckedStream(Stream):
         if not self.remote:
             raise StoreError(f"{raw} is missing, and there is no remote to fetch it from")
         if zip_info is None:
-            self._fetch(
-                raw_info.basename, lambda path: self._fault(path, raw_info), raw_info.basename
-            )
+            self._fetch_file(raw_info)
             return raw_info.bytes
-        self._fetch(zip_info.basename, lambda path: self._fault(path, zip_info), zip_info.basename)
+        self._fetch_file(zip_info)
         zipped = self._path(zip_info.basename)
-        self._decompress_shard_part(zip_info, str(zipped), str(raw), compression)
-        return raw_info.bytes + (zip_info.bytes if self.safe_keep_zip else 0)
+        self._unpack(zipped, raw_info, cast(Compression, compression))
+        if self.safe_keep_zip:
+            return raw_info.bytes + zip_info.bytes
+        zipped.unlink()
+        return raw_info.bytes
 
-    def _fetch(self, basename: str, fault_of: Callable[[Path], str | None], what: str) -> None:
-        """Download a file, check it, download it once more where it is wrong, and name it."""
+    def _unpack(self, zipped: Path, raw_info: FileInfo, compression: Compression) -> None:
+        """Unpack a shard, check it, and name it."""
+        target = self._path(raw_info.basename)
+        partial = partial_path(target)
+        try:
+            fault = decompress(zipped, partial, compression, raw_info.bytes)
+            if fault := fault or self._fault(partial, raw_info):
+                zipped.unlink()
+                raise CorruptShardError(
+                    f"{zipped.name} of {self.remote} is corrupt: {fault}. Upload it again"
+                )
+            move_durably(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _fetch_file(self, info: FileInfo) -> None:
+        self._fetch(info.basename, info.bytes, lambda path: self._fault(path, info), info.basename)
+
+    def _fetch(
+        self, basename: str, limit: int, fault_of: Callable[[Path], str | None], what: str
+    ) -> None:
+        """Download a file of at most `limit` bytes, check it, download it once more where it is
+        wrong, and name it."""
         assert self.remote is not None
         target = self._path(basename)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +182,7 @@ class CheckedStream(Stream):
         for _ in range(2):
             try:
                 ride_out(
-                    lambda: self._open().get(name, partial),
+                    lambda: self._open().get(name, partial, limit),
                     f"download {self.remote}/{name}",
                     self.store_timeout,
                 )
@@ -151,6 +190,8 @@ class CheckedStream(Stream):
                 if fault is None:
                     move_durably(partial, target)
                     return
+            except TooLargeError as error:
+                fault = str(error)
             finally:
                 partial.unlink(missing_ok=True)
         raise CorruptShardError(
@@ -195,17 +236,19 @@ class CheckedStream(Stream):
 
 def _json_fault(path: Path) -> str | None:
     try:
-        json.loads(path.read_bytes())
+        parse_object(path.read_bytes())
     except ValueError as error:
-        return f"it is no JSON ({error})"
+        return str(error)
     return None
 
 
-def index_fault(path: Path) -> str | None:
-    """Say what is wrong with an `index.json`; None where it is one."""
-    if fault := _json_fault(path):
-        return fault
-    index = json.loads(path.read_bytes())
-    if not isinstance(index, dict) or not {"version", "shards"} <= index.keys():
-        return "it has no version and shards"
+def _index_fault(path: Path) -> str | None:
+    """Say how an index was damaged. One that cannot be used is not fetched again: every rank that
+    reads it refuses it."""
+    try:
+        parse_index(path.read_bytes())
+    except DamagedIndexError as error:
+        return str(error)
+    except IndexFaultError:
+        return None
     return None

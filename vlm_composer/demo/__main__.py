@@ -29,6 +29,7 @@ from vlm_composer.demo.parts import prepare_llm, prepare_vision
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.images.pil import open_image, to_rgb
 from vlm_composer.loaders import assemble_encoder
+from vlm_composer.mds.reader import read_folder
 from vlm_composer.plain_text import say
 from vlm_composer.report.write import write_report
 from vlm_composer.training.checkpoint_file import load_connector
@@ -105,7 +106,7 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
     load_connector(model, checkpoint)
     encoder = assemble_encoder(config, template)
     (held_out,) = config.eval_loader.sources.values()
-    records = _records(held_out.local)
+    records = list(read_folder(Path(held_out.local)))
     chosen = records[:: max(len(records) // NUM_CAPTIONS, 1)][:NUM_CAPTIONS]
     pixels = encoder.images(chosen)["pixel_values"]
     texts = caption_images(model.eval(), template, pixels, PROMPT, max_new_tokens=16)
@@ -118,13 +119,6 @@ def caption_held_out(run_folder: Path) -> list[Caption]:
 def _image(record: dict) -> Image.Image:
     with open_image(record["image"]) as image:
         return to_rgb(image)
-
-
-def _records(folder: str) -> list[dict]:
-    from streaming import StreamingDataset
-
-    dataset = StreamingDataset(local=folder, batch_size=1)
-    return [dataset[index] for index in range(dataset.num_samples)]
 
 
 def summarize(run_folder: Path, captions: list[Caption]) -> bool:

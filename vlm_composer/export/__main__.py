@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="trained",
         help="of the weights; trained: the connector in fp32, the towers as they were (default)",
     )
+    parser.add_argument(
+        "--prompt",
+        help="what the export asks by default, with one <image>; without it the commonest prompt "
+        "of the training data, where the quality.json beside the shards is at hand",
+    )
     options = parser.parse_args(arguments)
     log_to_stderr()
     try:
@@ -49,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             yaml=options.yaml,
             with_towers=options.with_towers,
             dtype=options.dtype,
+            prompt=options.prompt,
         )
     except (ValueError, OSError) as error:
         log.debug("Export failed", exc_info=True)

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.features import VisionSettings
+from vlm_composer.data.schema import IMAGE_PLACEHOLDER
 from vlm_composer.data.template import Template
 from vlm_composer.export.code_files import auto_map, code_files
 from vlm_composer.export.described import (
@@ -58,6 +59,7 @@ def export_checkpoint(
     yaml: str | Path | None = None,
     with_towers: bool = False,
     dtype: ExportDtype = "trained",
+    prompt: str | None = None,
 ) -> Path:
     """Write a folder that transformers loads.
 
@@ -67,6 +69,8 @@ def export_checkpoint(
         yaml: The run's, in place of the settings that the checkpoint has.
         with_towers: Write the towers' weights too; otherwise the folder names the towers.
         dtype: Of the weights. "trained": the connector's fp32, and the towers' as they were.
+        prompt: What the export asks by default, with one <image>; None for the commonest of the
+            training data where its quality.json is at hand.
 
     Returns:
         The folder.
@@ -77,6 +81,11 @@ def export_checkpoint(
         ValueError: The folder is not empty, or the towers cannot be exported.
         OSError: Something cannot be read or written.
     """
+    if prompt is not None and prompt.count(IMAGE_PLACEHOLDER) != 1:
+        raise ValueError(
+            f"the prompt {prompt!r} has {prompt.count(IMAGE_PLACEHOLDER)} × {IMAGE_PLACEHOLDER}; "
+            "give it one"
+        )
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another folder")
@@ -90,7 +99,7 @@ def export_checkpoint(
             ):
                 raise CheckpointError(f"{opened.url} is not a checkpoint of a training run")
             log.info("Exporting %s.", name_of(opened.document))
-            _write(opened, partial, yaml, with_towers, dtype)
+            _write(opened, partial, yaml, with_towers, dtype, prompt)
             folder.done_with(opened)
         partial.chmod(0o755)
         if out.exists():
@@ -108,6 +117,7 @@ def _write(
     yaml: str | Path | None,
     with_towers: bool,
     dtype: ExportDtype,
+    prompt: str | None,
 ) -> None:
     document = checkpoint.document
     identity: Identity = document["towers"]
@@ -123,13 +133,10 @@ def _write(
     check_towers(identity, here, checkpoint.path, ("config_hash",))
 
     hf_config = model_config(config, model, identity, dtype)
-    prompt = commonest_prompt(document["settings"])
-    log.info(
-        "Default prompt: %r, %s.",
-        prompt or DEFAULT_PROMPT,
-        "the commonest of the training data" if prompt else "for the training data is not here",
-    )
-    _write_processor(config, template, prompt or DEFAULT_PROMPT, out)
+    commonest = commonest_prompt(document["settings"])
+    default_prompt = prompt or commonest or DEFAULT_PROMPT
+    log.info("Default prompt: %r, %s.", default_prompt, _whence(prompt, commonest))
+    _write_processor(config, template, default_prompt, out)
     eos = template.tokenizer.eos_token_id
     pad = template.tokenizer.pad_token_id
     GenerationConfig(
@@ -163,14 +170,22 @@ def _write(
             "hashes": {name: hash_tensor(tensor) for name, tensor in connector.items()},
         },
         "with_towers": with_towers,
-        "default_prompt": prompt or DEFAULT_PROMPT,
-        "prompt_is_the_commonest": prompt is not None,
+        "default_prompt": default_prompt,
+        "prompt_is_the_commonest": default_prompt == commonest,
         "run": run_facts(document, config),
     }
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(
         model_card(facts, hf_config, vision_settings(config)), encoding="utf-8"
     )
+
+
+def _whence(given: str | None, commonest: str | None) -> str:
+    if given:
+        return "as given"
+    if commonest:
+        return "the commonest of the training data"
+    return "as no quality.json of the training data is at hand; --prompt gives another"
 
 
 def _write_processor(config: TrainConfig, template: Template, prompt: str, out: Path) -> None:

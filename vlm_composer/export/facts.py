@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
+from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object
 from vlm_composer.training.metrics_file import read_metrics
 
 DEFAULT_PROMPT = f"{IMAGE_PLACEHOLDER}\nDescribe the image concisely."
 """Asked where the prompts of the training are not known; one of LLaVA-Pretrain's."""
-LOOKED_AT = 1000
-"""Samples whose prompts are counted."""
+QUALITY_FILE = "quality.json"
+_CUT_AT = 200
+"""Characters of a prompt that it counts by: a longer one is not known in full."""
 _LOSSES = {
     "loss/train/total": "training loss of the last batch",
     "metrics/eval/LanguageCrossEntropy": "evaluation loss",
@@ -70,19 +73,37 @@ def metrics_at(config: TrainConfig, batch: int) -> dict[str, float]:
 
 
 def commonest_prompt(settings: Mapping[str, Any]) -> str | None:
-    """The commonest prompt of the first samples of the training data; None where it is not here."""
-    from streaming import LocalDataset
+    """Return the commonest prompt of the training data, by the quality.json that its conversion
+    left; None where there is none of that name.
 
-    for place in _places(settings, ("local", "remote")):
-        if not Path(place, "index.json").is_file():
+    Args:
+        settings: Those of a checkpoint. Whoever wrote it chose the places, so no shard is opened
+            there and no store is asked: a text of one small file is taken, or nothing.
+    """
+    for place in _places(settings):
+        if not isinstance(place, str) or "://" in place:
             continue
-        try:
-            dataset = LocalDataset(local=place)
-            prompts = [dataset[i]["prompt"] for i in range(min(dataset.size, LOOKED_AT))]
-        except Exception:  # a shard that is not in the cache, or not decompressed: streaming's own
-            continue
-        return Counter(prompts).most_common(1)[0][0]
+        # The folder of the sides, or the one above the sources.
+        for folder in list(Path(place).parents)[:2]:
+            if prompt := _prompt_of(folder / QUALITY_FILE):
+                return prompt
     return None
+
+
+def _prompt_of(path: Path) -> str | None:
+    """The first prompt of a quality.json, where it is one to ask."""
+    try:
+        # A pipe or a device would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            prompts = parse_object(file.read(MAX_JSON_BYTES + 1))["prompts"]
+        prompt = prompts[0]["prompt"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    if not isinstance(prompt, str) or prompt.count(IMAGE_PLACEHOLDER) != 1:
+        return None
+    return prompt if len(prompt) < _CUT_AT else None
 
 
 def _places(

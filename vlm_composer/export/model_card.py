@@ -76,7 +76,7 @@ def _lines(facts: Mapping[str, Any], config: Any, vision: VisionSettings) -> Ite
     source = (
         "the commonest of the training data"
         if facts["prompt_is_the_commonest"]
-        else "a default, for the prompts of the training were not at hand"
+        else "a default that is not taken from the training data"
     )
     yield f"Without a text the processor asks {facts['default_prompt']!r}: {source}."
     yield (

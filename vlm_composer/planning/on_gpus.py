@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.mixing import epoch_size, mix_of
+from vlm_composer.mds.index import INDEX_FILE, read_index
 from vlm_composer.models.flops import TrainingFlops
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import measure_activations
@@ -108,13 +108,12 @@ def _epoch(config: TrainConfig) -> tuple[int, str, int | None]:
     """Samples of an epoch, where the number is from, and the bytes of their shards where known."""
     samples, samples_from, cache_bytes = EPOCH_SAMPLES, "LLaVA-Pretrain's, assumed", None
     loader = config.train_loader
-    indexes = {key: Path(source.place, "index.json") for key, source in loader.sources.items()}
-    if all(index.is_file() for index in indexes.values()):
-        shards = {key: json.loads(path.read_text())["shards"] for key, path in indexes.items()}
-        there = {key: sum(shard["samples"] for shard in found) for key, found in shards.items()}
-        samples = epoch_size(mix_of(loader, there))
+    paths = {key: Path(source.place, INDEX_FILE) for key, source in loader.sources.items()}
+    if all(path.is_file() for path in paths.values()):
+        indexes = {key: read_index(path) for key, path in paths.items()}
+        samples = epoch_size(mix_of(loader, {key: i.samples for key, i in indexes.items()}))
         samples_from = "of the shards' index"
-        cache_bytes = sum(s["raw_data"]["bytes"] for found in shards.values() for s in found)
+        cache_bytes = sum(shard.raw.bytes for i in indexes.values() for shard in i.shards)
     elif loader.dataset.epoch_size is not None:
         samples, samples_from = loader.dataset.epoch_size, "epoch_size"
     report = config.callbacks.speed_report

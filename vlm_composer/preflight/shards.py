@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.checks import warmup_faults
 from vlm_composer.config.data import StreamConfig
-from vlm_composer.data.features import FEATURES_FILE, Features, VisionSettings, check_alike
+from vlm_composer.data.features import Features, VisionSettings, check_alike
 from vlm_composer.data.mixing import Mix, describe_mix, epoch_size, is_mixed, mix_of
 from vlm_composer.data.schema import MDS_COLUMNS
-from vlm_composer.data.stream import index_fault
+from vlm_composer.mds.index import FEATURES_FILE, INDEX_FILE, Index, read_index
+from vlm_composer.mds.json_object import MAX_JSON_BYTES
 from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.preflight.finding import Findings, counted
 from vlm_composer.storage import Store, open_store
@@ -69,34 +68,24 @@ def read_shards(source: StreamConfig, seconds: float) -> Shards:
         seconds: How long the store may be away.
 
     Raises:
-        ValueError: There is none, or it is damaged.
+        ValueError: There is none, or it cannot be used.
         StoreError: The store cannot be used.
     """
     place = source.place
-    if source.remote is None and not Path(place, "index.json").is_file():
+    if source.remote is None and not Path(place, INDEX_FILE).is_file():
         raise ValueError(
             f"{place} holds no MDS shards (no index.json); write them with `python -m convert`, "
             "or set `remote`"
         )
     store = open_store(place)
     with tempfile.TemporaryDirectory() as folder:
-        path = _fetch(store, "index.json", Path(folder), seconds)
-        if fault := index_fault(path):
-            raise ValueError(f"the index of {place} is corrupt: {fault}; upload it again")
-        index = path.read_bytes()
-        shards = json.loads(index)["shards"]
-        if not shards:
-            raise ValueError(f"{place} holds no shard; convert the data again")
-        try:
-            described = _describe(store, shards, index, zipped=source.remote is not None)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"the index of {place} is not that of MDS shards ({error!r}); write them with "
-                "`python -m convert`"
-            ) from error
-        if "patches" in described.columns:
+        path = _fetch(store, INDEX_FILE, Path(folder), seconds)
+        index = read_index(path, f"{place}/{INDEX_FILE}")
+        described = _describe(store, index, path.read_bytes(), zipped=source.remote is not None)
+        if "patches" in index.columns:
             path = _fetch(store, FEATURES_FILE, Path(folder), seconds)
             features = Features.read(path, f"{place}/{FEATURES_FILE}")
+            features.check_index(index, place)
             return replace(described, features=features)
         return described
 
@@ -232,33 +221,29 @@ def _compare_files(found: Findings, side: str, shards: Shards, seconds: float) -
         )
 
 
-def _describe(store: Store, shards: list[dict[str, Any]], index: bytes, *, zipped: bool) -> Shards:
-    """Read the entries of an index; `zipped` where compressed files are what is looked for."""
-    raw = [shard["raw_data"] for shard in shards]
-    stored = [(zipped and shard.get("zip_data")) or shard["raw_data"] for shard in shards]
-    kinds = {tuple(shard["column_names"]) + tuple(shard["column_encodings"]) for shard in shards}
-    if len(kinds) > 1 or any(shard["format"] != "mds" for shard in shards):
-        raise ValueError(f"the shards of {store.url} are not all MDS of the same columns")
-    names, encodings = shards[0]["column_names"], shards[0]["column_encodings"]
+def _describe(store: Store, index: Index, text: bytes, *, zipped: bool) -> Shards:
+    """Sum up an index; `zipped` where compressed files are what is looked for."""
+    raw = [shard.raw for shard in index.shards]
+    stored = [shard.stored for shard in index.shards] if zipped else raw
     return Shards(
         store=store,
-        samples=sum(shard["samples"] for shard in shards),
-        columns=dict(zip(names, encodings, strict=True)),
-        files={file["basename"]: file["bytes"] for file in stored},
-        cached={file["basename"]: file["bytes"] for file in raw},
+        samples=index.samples,
+        columns=index.columns,
+        files={file.basename: file.bytes for file in stored},
+        cached={file.basename: file.bytes for file in raw},
         largest=max(
-            shard["raw_data"]["bytes"] + (shard.get("zip_data") or {"bytes": 0})["bytes"]
-            for shard in shards
+            shard.raw.bytes + (shard.zipped.bytes if shard.zipped else 0) for shard in index.shards
         ),
-        hashes=frozenset.intersection(*(frozenset(file["hashes"]) for file in (*raw, *stored))),
-        index=index,
+        hashes=frozenset.intersection(*(frozenset(file.hashes) for file in (*raw, *stored))),
+        index=text,
     )
 
 
 def _fetch(store: Store, name: str, folder: Path, seconds: float) -> Path:
     """Download a file to a folder."""
     path = folder / name
-    ride_out(lambda: store.get(name, path), f"download {store.url}/{name}", seconds)
+    what = f"download {store.url}/{name}"
+    ride_out(lambda: store.get(name, path, MAX_JSON_BYTES), what, seconds)
     return path
 
 

@@ -1,0 +1,1 @@
+"""The format on disk: one parser of `index.json`, one list of encodings, one reader of samples."""
