@@ -1,7 +1,9 @@
 """`inspect` on real data sets: the numbers, the picture, and a page that runs nothing."""
 
+import json
 import re
 import shutil
+import time
 import uuid
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +14,10 @@ from PIL import Image
 
 from browser import Page as Tab
 from convert import ConversionError
-from convert.inspect import PAGE, SHEET, inspect_data_set, main
+from convert.inspect import PAGE, SHEET, describe, inspect_data_set, main
+from convert.inspect_page import render_page
 from convert.overview import Inspection, Table
+from hostile_json import VALUES, leaves, replaced
 
 SMALL = {"eval_ratio": 0.2, "size_limit": 1 << 12}  # bytes: three samples to a shard
 HOSTILE = '<script src="http://evil.example/x.js"></script>"\'&<img src=x onerror=alert(1)>'
@@ -162,6 +166,38 @@ def test_a_quality_file_that_is_none(written: Any, tmp_path: Path) -> None:
         (written.out / "quality.json").write_text(text)
         basis = inspect_data_set(written.out, out=tmp_path).overview.basis
         assert "24 random samples of train; quality.json cannot be used: " in basis
+
+
+@pytest.mark.parametrize("name", ["quality.json", "summary.json"])
+def test_every_value_of_a_file_may_be_hostile(written: Any, name: str) -> None:
+    """It is shown, or said not to be what it should; and that at once."""
+    path = written.out / name
+    document = json.loads(path.read_text())
+    for place in leaves(document):
+        for new in VALUES:
+            path.write_text(json.dumps(replaced(document, place, new)))
+            started = time.monotonic()
+            overview = Inspection(str(written.out)).overview("train", 17)
+            lines = "\n".join(describe(overview)).splitlines()
+            assert all(line.isprintable() for line in lines), (place, new)
+            assert len(lines) < 1000
+            assert time.monotonic() - started < 10, (place, new)
+            render_page(overview, []).encode()
+
+
+NO_JSON = ("[" * 9999, '{"samples": ' + "9" * 5000 + "}", '"\\ud800"', "\x80")
+
+
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+def test_a_file_that_is_no_json(
+    written: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for name in ("quality.json", "summary.json"):
+        (written.out / name).write_text(text, encoding="latin-1")
+    assert main([str(written.out), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"quality\.json cannot be used: ValueError\(.it is not ", said)
+    assert re.search(r"summary\.json +it is not ", said)
 
 
 def test_the_seed_decides_which(written: Any) -> None:

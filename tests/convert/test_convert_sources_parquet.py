@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from convert import ConversionError
 from convert.errors import Reason, Rejected
 from convert.sources import LlavaJson, Parquet
+from parquet_files import IMAGE, TURNS, table_of, write
 from source_items import (
     LIMIT,
     check_pieces_are_independent,
@@ -26,30 +26,6 @@ from source_items import (
     pieces_of,
     zip_of,
 )
-
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TURNS = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))
-
-
-def write(path: Path, rows: dict[str, Any], **options: Any) -> Path:
-    """A Parquet file of these columns."""
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table(rows), path, **options)
-    return path
-
-
-def table_of(pairs: Any, items: list[Any] | None = None) -> dict[str, Any]:
-    """The items' columns, with Hugging Face's struct of an image."""
-    items = pairs.items if items is None else items
-    images = [
-        {"bytes": (pairs.images / item["image"]).read_bytes(), "path": item["image"]}
-        for item in items
-    ]
-    return {
-        "id": [item["id"] for item in items],
-        "image": pa.array(images, IMAGE),
-        "conversations": pa.array([item["conversations"] for item in items], TURNS),
-    }
 
 
 @pytest.mark.parametrize("rows_of_a_group", [7, 100, 1000])

@@ -202,6 +202,21 @@ def test_numbers_that_disagree(written: Any) -> None:
     assert rejected == ("summary.json: 2 rejected and 0 duplicates, and rejects.jsonl has 0 lines")
 
 
+HOSTILE = (-1, 10**13, 10**400, 1.5, None, "24", "\x1b[31m\ud800", [], {}, {"\x1b[31m": 10**13})
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_summary_that_anybody_wrote(written: Any, number: int) -> None:
+    before = (written.out / "summary.json").read_text()
+    for key in ("train", "shards", "sources", "rejected"):
+        summary = json.loads(before) | {key: HOSTILE[number]}
+        (written.out / "summary.json").write_text(json.dumps(summary))
+        lines = faults_of(written.out)
+        harmless = key == "sources" and not isinstance(HOSTILE[number], dict)
+        assert harmless or HOSTILE[number] == {} or lines
+        assert all(line.startswith("summary.json: ") and line.isprintable() for line in lines)
+
+
 def test_files_that_are_missing_or_stray(written: Any) -> None:
     (written.out / "summary.json").unlink()
     (written.out / "eval" / "index.json").write_text("{")

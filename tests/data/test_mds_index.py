@@ -12,7 +12,7 @@ from streaming import MDSWriter
 
 from convert.inspect import main as inspect
 from convert.verify import main as verify
-from hostile_index import CASES, DAMAGED, encoded, entry, raw, shard, written, zipped
+from hostile_json import CASES, DAMAGED, encoded, entry, raw, shard, written, zipped
 from remote_shards import SAMPLES, open_captions, read
 from vlm_composer import train
 from vlm_composer.config.data import StreamConfig

@@ -1,13 +1,34 @@
-"""Indexes that nobody should follow, each made of a real one by one change."""
+"""JSON that nobody should follow, each made of a real file by one change: indexes above all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from streaming.base.format.mds.encodings import get_mds_encodings
+
+VALUES = (-1, -(10**13), 10**13, 10**400, 1.5, True, None, "many", "\x1b[31m\ud800", [], {}, [[]])
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to the parts of a JSON value; of a list its first."""
+    yield path
+    parts = [*value.items()] if isinstance(value, dict) else []
+    parts += [(0, value[0])] if isinstance(value, list) and value else []
+    for key, part in parts:
+        yield from leaves(part, (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """The value with another part at a path."""
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
 
 Index = dict[str, Any]
 Change = Callable[[Index], Any]
