@@ -159,11 +159,12 @@ def too_many_rejects(
     by_reason = budget.by_reason + Counter(line["reason"] for line in budget.unfinished())
     reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason.most_common())
     rejected = by_reason.total()
+    example = budget.examples[by_reason.most_common(1)[0][0]]
     return NoDataSet(
         f"{rejected} of {samples_in} samples were rejected ({reasons}): a share of "
         f"{rejected / samples_in:.4g}, above max_reject_ratio {max_reject_ratio:.4g}. No data "
-        f"set was written. See {out.rstrip('/')}/{REJECTS}; mend the source, or raise "
-        "--max-reject-ratio"
+        f"set was written. One of them: {example[:300]}. See {out.rstrip('/')}/{REJECTS}; fix the "
+        "source, or raise --max-reject-ratio"
     )
 
 

@@ -128,7 +128,7 @@ def write_shards(
         for number in sorted(finished):
             report = journal.report(number)
             progress.skip(report.samples_in)
-            budget.finish(number, report.by_reason)
+            budget.finish(number, report.rejects)
         try:
             budget.check()
             write: _Write = partial(write_partition, job)
@@ -136,7 +136,7 @@ def write_shards(
                 for partition, (report, hashes) in written:
                     journal.finish(partition.number, report, hashes)
                     progress.finish(partition.number, report.samples_in)
-                    budget.finish(partition.number, report.by_reason)
+                    budget.finish(partition.number, report.rejects)
                     budget.check()
         except TooManyRejects:
             publish_rejects(job.destination, journal, budget.unfinished())

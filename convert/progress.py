@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +31,8 @@ class RejectBudget:
         self._limit = exact(max_reject_ratio) * samples_in
         self.by_reason: Counter[str] = Counter()
         """Of finished partitions; duplicates are none of them."""
+        self.examples: dict[str, str] = {}
+        """The detail of one reject of each reason."""
         self._told: dict[int, list[dict[str, Any]]] = {}
 
     @property
@@ -47,16 +49,23 @@ class RejectBudget:
         """Note what a task tells."""
         if update.rejects:
             self._told.setdefault(update.partition, []).extend(update.rejects)
+            self._keep_examples(update.rejects)
 
-    def finish(self, partition: int, by_reason: Counter[str]) -> None:
+    def finish(self, partition: int, rejects: Sequence[dict[str, Any]]) -> None:
         """Note what became of a partition, whether or not it was told before."""
         self._told.pop(partition, None)
-        self.by_reason += Counter({r: n for r, n in by_reason.items() if r != Reason.DUPLICATE})
+        reasons = (line["reason"] for line in rejects)
+        self.by_reason += Counter(reason for reason in reasons if reason != Reason.DUPLICATE)
+        self._keep_examples(rejects)
 
     def check(self) -> None:
         """Raise TooManyRejects once there is no use in going on."""
         if self.rejected > self._limit:
             raise TooManyRejects
+
+    def _keep_examples(self, rejects: Sequence[dict[str, Any]]) -> None:
+        for line in rejects:
+            self.examples.setdefault(line["reason"], line["detail"])
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import re
 import threading
 import time
 
@@ -84,8 +85,10 @@ def test_a_record_that_cannot_be_taken_apart_is_named(saving_yaml, capsys, tmp_p
     items = ["train_loader.dataset.validate_hash=null", f"train_loader.num_workers={workers}"]
     assert train.main([str(path), *items]) == 1
     line = failure(capsys)
-    assert line.startswith(f"error on rank 0: sample 29 of {shard} cannot be decoded ('utf-8'")
-    assert line.endswith("; convert it again")
+    start = f"error on rank 0: sample 29: {shard} holds a sample that cannot be decoded: "
+    assert line.startswith(start)
+    assert "utf-8" in line
+    assert line.endswith("; convert the data set again")
 
 
 def when_saved(yaml, action):
@@ -105,8 +108,12 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(saving_yaml, capsys):
     when_saved(path, lambda: multiprocessing.active_children()[0].kill())
     assert train.main([str(path)]) == 1
     line = failure(capsys)
-    assert line.startswith("error on rank 0: DataLoader worker (pid")
-    assert "killed by signal: Killed. See whether the machine ran out of memory" in line
+    # By SIGCHLD, or, while it hands over a batch, by the connection.
+    assert re.match(
+        r"error on rank 0: (DataLoader worker \(pid.*killed by signal: Killed\.|a loader.s worker "
+        r"has died \(.*\)\.) See whether the machine ran out of memory",
+        line,
+    )
 
 
 def test_a_shard_that_is_deleted_ends_the_run_in_one_line(saving_yaml, capsys, tmp_path):

@@ -111,16 +111,19 @@ def explain_failure(error: Exception) -> str | None:
         What the user needs to know; None where the error is not a loader's or a store's.
     """
     text = str(error)
+    # A worker that dies while it hands over a batch resets the connection.
+    died = isinstance(error, ConnectionResetError | EOFError)
+    if died or (isinstance(error, RuntimeError) and text.startswith("DataLoader worker")):
+        what = f"a loader's worker has died ({text or type(error).__name__})." if died else text
+        return (
+            f"{' '.join(what.split())} See whether the machine ran out of memory (dmesg); fewer "
+            "train_loader.num_workers, or a smaller prefetch_factor, take less"
+        )
     if isinstance(error, SampleError | OSError):
         kind = type(error)
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         _, raised, message = text.rpartition(f"\n{module}{kind.__qualname__}: ")
         return " ".join((message if raised else text).split())
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return (
-            f"{' '.join(text.split())} See whether the machine ran out of memory (dmesg); fewer "
-            "train_loader.num_workers, or a smaller prefetch_factor, take less"
-        )
     return None
 
 

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         log.warning("%s; start the same command again to go on.", stop)
         trainer.close()
         return EXIT_CODE
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, EOFError) as error:
         # A sample, a store, a shard, a disk or another rank: no trace helps.
         if (reason := explain_failure(error)) is None:
             raise

@@ -37,6 +37,10 @@ class _Member(tarfile.TarInfo):
         try:
             return super().fromtarfile(tar)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            file: Any = tar.fileobj
+            file.seek(tar.offset)
+            if not file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.EmptyHeaderError("the end") from error  # type: ignore[attr-defined]
             # Behind the first member, tarfile takes any bytes for the end.
             raise tarfile.ReadError(f"no header: {error}") from error
 
@@ -77,8 +81,11 @@ def open_tar(file: BinaryIO, path: str) -> tarfile.TarFile:
     """
     offset = file.tell()
     try:
-        # What names mean is not for the machine's locale to say.
-        return tarfile.open(fileobj=file, mode="r:", tarinfo=_Member, encoding="utf-8")
+        # What names mean is not for the machine's locale to say. Behind the zeros of an end,
+        # another tar can follow (`cat a.tar b.tar`): its members are not to be lost.
+        return tarfile.open(
+            fileobj=file, mode="r:", tarinfo=_Member, encoding="utf-8", ignore_zeros=True
+        )
     except ConversionError:  # a store that is away: nothing is known of the tar
         raise
     except _DAMAGE as error:

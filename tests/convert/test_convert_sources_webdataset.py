@@ -1,5 +1,6 @@
 """WebDataset tars: samples by their keys, compressed or not, and whatever is missing from them."""
 
+import gzip
 import io
 import json
 import re
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert import ConversionError
+from convert import ConversionError, convert_pairs
 from convert.__main__ import main
 from convert.errors import Reason
 from convert.sources import LlavaJson, WebDataset
@@ -359,3 +360,27 @@ def test_every_image_is_a_sample_or_a_reject(
             if sum(not n.endswith("txt") for n in group) == 1 and f"{group[0][0]}.txt" in group
         ]  # fmt: skip
         assert sum(isinstance(one, dict) for one in found) == len(whole)
+
+
+@pytest.mark.parametrize("end", ["tar", "tar.gz"])
+def test_tars_that_were_put_one_behind_the_other_are_one(pairs: Any, end: str) -> None:
+    pairs.add(6)
+    parts = []
+    for number, items in enumerate((pairs.items[:2], pairs.items[2:3], pairs.items[3:])):
+        path = tar_of(members_of(pairs, items), pairs.folder / f"{number}.tar")
+        parts.append(path.read_bytes())
+    data = b"".join(parts)
+    joined = pairs.folder / f"joined.{end}"
+    joined.write_bytes(gzip.compress(data) if end == "tar.gz" else data)
+    source = WebDataset(str(joined), LIMIT)
+    assert [one["id"] for one in outcomes_of(source)] == [item["id"] for item in pairs.items]
+    check_pieces_are_independent(source)
+    source.close()
+
+
+def test_the_reject_limit_shows_one_of_the_rejects(pairs: Any) -> None:
+    image = (pairs.images / pairs.add()["image"]).read_bytes()
+    members = [(f"take.{n}.{e}", d) for n in range(9) for e, d in (("jpg", image), ("txt", b"x"))]
+    source = WebDataset(str(rows_of(members, pairs.folder / "it.tar")), LIMIT)
+    with pytest.raises(ConversionError, match=r"One of them: 'take\.0\.jpg': several images have"):
+        convert_pairs([source], pairs.out, show_progress=False)
