@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from pathlib import Path
 
 from composer.utils import dist
@@ -10,6 +12,34 @@ from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.ranks import run_on
+from vlm_composer.storage import open_store
+
+log = logging.getLogger(__name__)
+
+
+def read_of_conversion(place: str, name: str) -> tuple[bytes, str] | None:
+    """Read a file that `python -m convert` left above a folder of shards: beside it, or, of sources
+    that have names, one folder higher.
+
+    Args:
+        place: Folder or URL of the shards.
+        name: Of the file, such as `summary.json`.
+
+    Returns:
+        Its content, and the shards' folder relative to its own (`train`, `llava/train`); None where
+        there is none within reach.
+    """
+    place = place.rstrip("/")
+    above = place.rpartition("/")[0]
+    for folder in (above, above.rpartition("/")[0]):
+        try:
+            with tempfile.TemporaryDirectory() as here:
+                copy = Path(here, name)
+                open_store(folder or ".").get(name, copy)
+                return copy.read_bytes(), place[len(folder) :].lstrip("/")
+        except (OSError, ValueError) as error:
+            log.debug("No %s of the data in %s (%s).", name, folder or ".", error)
+    return None
 
 
 def open_dataset(

@@ -15,10 +15,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
+from vlm_composer.assembly import (
+    assemble_model,
+    assemble_template,
+    language_config,
+    vision_settings,
+    vision_warnings,
+)
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.features import VisionSettings
-from vlm_composer.data.template import Template
+from vlm_composer.data.template import Template, check_token_ids
 from vlm_composer.export.code_files import auto_map, code_files
 from vlm_composer.export.described import (
     DTYPES,
@@ -28,7 +34,7 @@ from vlm_composer.export.described import (
     name_of,
     read_run,
 )
-from vlm_composer.export.facts import DEFAULT_PROMPT, commonest_prompt, run_facts
+from vlm_composer.export.facts import DEFAULT_PROMPT, commonest_prompt, run_facts, trained_on
 from vlm_composer.export.model_card import model_card
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
 from vlm_composer.export.remote_code.image_processing_vlm_composer import (
@@ -38,6 +44,7 @@ from vlm_composer.export.remote_code.modeling_vlm_composer import (
     VLMComposerForConditionalGeneration,
 )
 from vlm_composer.export.remote_code.processing_vlm_composer import VLMComposerProcessor
+from vlm_composer.models.tower_check import check_language_model
 from vlm_composer.training.checkpoint_file import (
     CheckpointError,
     CheckpointFile,
@@ -113,6 +120,15 @@ def _write(
     identity: Identity = document["towers"]
     config = read_run(checkpoint, yaml)
     template = assemble_template(config)
+    tower = config.language_model
+    check_token_ids(
+        template.tokenizer,
+        check_language_model(tower.name, language_config(config)),
+        name=tower.tokenizer or tower.name,
+        language_model=tower.name,
+    )
+    for warning in vision_warnings(config):
+        log.warning("%s; %s.", *warning)
     # Without weights: their names, shapes and configurations are looked at.
     model = assemble_model(config, "cpu", template.image_token_id, empty_towers=True)
     load_connector(model, checkpoint)
@@ -123,12 +139,11 @@ def _write(
     check_towers(identity, here, checkpoint.path, ("config_hash",))
 
     hf_config = model_config(config, model, identity, dtype)
-    prompt = commonest_prompt(document["settings"])
-    log.info(
-        "Default prompt: %r, %s.",
-        prompt or DEFAULT_PROMPT,
-        "the commonest of the training data" if prompt else "for the training data is not here",
-    )
+    prompt, why = commonest_prompt(trained_on(document, config))
+    if prompt is None:
+        log.warning("Default prompt: %r, a default, for %s.", DEFAULT_PROMPT, why)
+    else:
+        log.info("Default prompt: %r, %s.", prompt, why)
     _write_processor(config, template, prompt or DEFAULT_PROMPT, out)
     eos = template.tokenizer.eos_token_id
     pad = template.tokenizer.pad_token_id
@@ -165,6 +180,7 @@ def _write(
         "with_towers": with_towers,
         "default_prompt": prompt or DEFAULT_PROMPT,
         "prompt_is_the_commonest": prompt is not None,
+        "default_prompt_is": why,
         "run": run_facts(document, config),
     }
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

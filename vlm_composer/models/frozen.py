@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
+class ArchitectureError(ValueError):
+    """A model of this architecture cannot be a tower."""
+
+
 class Frozen(nn.Module):
     """A module without gradients that stays in eval mode whatever its parent does."""
 

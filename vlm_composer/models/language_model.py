@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from vlm_composer.models.answer_head import AnswerHead
 from vlm_composer.models.answer_layer import cut_last_layer
 from vlm_composer.models.embedding_rows import add_rows
-from vlm_composer.models.frozen import Frozen, in_own_dtype
+from vlm_composer.models.frozen import ArchitectureError, Frozen, in_own_dtype
 from vlm_composer.models.packed_attention import PACKED_ATTENTION, can_pack
 from vlm_composer.models.packing import PackedRows, take_rows
 from vlm_composer.models.prompt_cache import Layers, PromptCache
@@ -29,18 +29,18 @@ class LanguageModel(Frozen):
         model: A Hugging Face causal language model.
 
     Raises:
-        ValueError: The model scales or caps its logits after the head, which would be left out.
+        ArchitectureError: The model scales or caps its logits, which would be left out.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         for attribute in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if (value := getattr(model.config, attribute, None)) not in (None, 1, 1.0):
-                raise ValueError(
-                    f"{type(model).__name__} changes its logits after the head "
-                    f"({attribute} = {value}); such a language model is not supported"
+                raise ArchitectureError(
+                    f"it changes its logits behind its head ({attribute} = {value})"
                 )
         self.model: Any = model  # torch types every attribute of a module as a tensor or a module
+        self._own_attention: str = model.config._attn_implementation
         # A model whose attention cannot be replaced reads a padded view, right and slower.
         self.packs = can_pack(model)
         self._prompts = PromptCache(self._read_prompt)
@@ -51,6 +51,13 @@ class LanguageModel(Frozen):
     def hidden_size(self) -> int:
         """Width of the embeddings (D)."""
         return self.model.config.hidden_size
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its head."""
+        base = self.model.base_model
+        # Gemma 3's and Llama 4's have another name than their classes say.
+        return self.model.get_decoder() if base is self.model else base
 
     @property
     def vocab_size(self) -> int:
@@ -84,7 +91,7 @@ class LanguageModel(Frozen):
 
     def _decode(self, inputs_embeds: Tensor, **options: Any) -> Tensor:
         # With a cache, transformers 4.53 forgets where packed samples end.
-        return self.model.base_model(
+        return self.decoder(
             inputs_embeds=inputs_embeds, use_cache=False, **options
         ).last_hidden_state
 
@@ -100,8 +107,8 @@ class LanguageModel(Frozen):
             return self.model.get_output_embeddings()(hidden_AD, targets_A, each=each)
 
     def generate(self, **options: Any) -> Tensor:
-        """Call the Hugging Face model's `generate`, with torch's own attention."""
-        with self._attention("sdpa"):
+        """Call the Hugging Face model's `generate`, with the attention that it was loaded with."""
+        with self._attention(self._own_attention):
             return self.model.generate(**options)
 
     def ensure_rows(self, num_tokens: int) -> bool:
@@ -125,10 +132,10 @@ class LanguageModel(Frozen):
         self.freeze()
 
     def _read_prompt(self, prompt: tuple[int, ...]) -> Layers:
-        with self._attention("sdpa"):
+        with self._attention(self._own_attention):
             device = self.model.get_input_embeddings().weight.device
             ids = torch.tensor([prompt], device=device)
-            cache = self.model.base_model(input_ids=ids, use_cache=True).past_key_values
+            cache = self.decoder(input_ids=ids, use_cache=True).past_key_values
         return [
             (keys[0].transpose(0, 1), values[0].transpose(0, 1))
             for keys, values in zip(cache.key_cache, cache.value_cache, strict=True)

@@ -216,7 +216,8 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> Any:
-        return self.language_model.base_model
+        base = self.language_model.base_model
+        return self.language_model.get_decoder() if base is self.language_model else base
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave the connector as its own modules draw it, and the towers as they do."""
