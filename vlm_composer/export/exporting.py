@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -145,6 +146,7 @@ def _write(
     else:
         log.info("Default prompt: %r, %s.", prompt, why)
     _write_processor(config, template, prompt or DEFAULT_PROMPT, out)
+    language_model = model.language_model.model
     eos = template.tokenizer.eos_token_id
     pad = template.tokenizer.pad_token_id
     GenerationConfig(
@@ -154,6 +156,8 @@ def _write(
         eos_token_id=eos,
         pad_token_id=eos if pad is None else pad,
         suppress_tokens=[model.image_token_id],  # as in training's captions
+        # Mamba's cache is of another kind, which transformers gives to its own models alone.
+        use_cache="past_key_values" in inspect.signature(language_model.forward).parameters,
     ).save_pretrained(out)
     for name, text in code_files().items():
         (out / name).write_text(text, encoding="utf-8")

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from vlm_composer.models.fake_tensors import fake_weights, operations, runs_on_fakes
 from vlm_composer.models.frozen import ArchitectureError
@@ -95,12 +96,11 @@ def _try_vision_model(
     def build() -> VisionTower:
         with _reason(f"it cannot be built from its configuration {options or ''}".rstrip()):
             model = build_empty(AutoModel, shape.config, **options)
-        tower = VisionTower(model, layer=layer, image_size=image_size)
-        _keep_kinds_of_layers(_stacks(model))
-        return tower
+        return VisionTower(model, layer=layer, image_size=image_size)
 
     with torch.device("meta"):
         tower, own = build(), shape.config.image_size
+    _keep_kinds_of_layers(_stacks(tower.model))
     reason = f"it does not run on images of {tower.image_size} × {tower.image_size} pixels alone"
     if tower.image_size != own:
         reason += f" (its own are {own} × {own})"
@@ -108,7 +108,8 @@ def _try_vision_model(
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         fake_weights(tower, mode)
         if not runs_on_fakes(mode, lambda: _check_patches(tower)):
-            tower = build()  # a few layers are run for real, with the buffers that they need
+            tower = build()  # to be run for real, but for its layers, which change no shape
+            _remove_layers(_stacks(tower.model))
             for module in tower.modules():
                 for key, weight in module._parameters.items():
                     if weight is not None:
@@ -148,8 +149,7 @@ def _try_language_model(shape: _Shape) -> int:
     with _reason("its decoder does not run on embeddings (inputs_embeds) alone"):
         knows = runs_on_fakes(mode, lambda: _check_decoder(llm, rows))
     if not knows:  # what stands around the layers can be known all the same
-        for parent, name in stacks:
-            setattr(parent, name, nn.ModuleList())
+        _remove_layers(stacks)
     with _reason("it does not run on token ids alone"):
         runs_on_fakes(mode, lambda: _check_around_decoder(llm))
     return table_rows
@@ -217,6 +217,11 @@ def _keep_kinds_of_layers(stacks: list[tuple[nn.Module, str]]) -> None:
         setattr(parent, name, kept)
 
 
+def _remove_layers(stacks: list[tuple[nn.Module, str]]) -> None:
+    for parent, name in stacks:
+        setattr(parent, name, nn.ModuleList())
+
+
 @contextlib.contextmanager
 def _reason(reason: str) -> Iterator[None]:
     """Give a reason for whatever the code of an architecture raises."""
@@ -237,6 +242,8 @@ def _reason(reason: str) -> Iterator[None]:
 def _named(name: str, config: PretrainedConfig, auto: Any, part: str) -> Iterator[None]:
     """Say which model cannot be which part, and what to use."""
     check_kind(auto, name, config)
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # what it warns of, such as a resized table, is not so
     try:
         # Models are built on the CPU whatever the caller's device, and its generator stays.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
@@ -248,3 +255,5 @@ def _named(name: str, config: PretrainedConfig, auto: Any, part: str) -> Iterato
             f"{name} is a {config.model_type} ({architecture}), which cannot be a {part} here: "
             f"{error}; use {EXAMPLES[auto]}"
         ) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)

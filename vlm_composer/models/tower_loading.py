@@ -160,8 +160,10 @@ def _load(
 
 def build_empty(auto: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """Build a model of transformers' `auto` class with its parameters on the meta device."""
-    with _parameters_on_meta(), no_init_weights():
-        return auto.from_config(copy.deepcopy(config), **options)
+    with _parameters_on_meta(), no_init_weights():  # which may write to weights that it lacks
+        model = auto.from_config(copy.deepcopy(config), **options)
+    model.tie_weights()
+    return model
 
 
 @contextlib.contextmanager
