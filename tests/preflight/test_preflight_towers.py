@@ -218,7 +218,7 @@ def test_an_architecture_that_cannot_be_used_is_a_line_of_preflight_and_of_a_run
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "mamba", "bloom"])
-def test_a_model_of_experts_of_states_or_of_biased_attention_trains(kind, tiny_yaml, tmp_path, capsys):
+def test_experts_states_and_biased_attention_train(kind, tiny_yaml, tmp_path, capsys):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
     of_kind = {"mixtral": heads, "mamba": {"state_size": 8}, "bloom": {"n_head": 4}}

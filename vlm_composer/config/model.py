@@ -48,7 +48,8 @@ class LanguageModelConfig(TowerConfig):
     """The frozen language model."""
 
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer; the model's own when empty."""
+    """Hub id or folder of the tokenizer; the model's own when empty. Only `<image_patch>` may have
+    an id beyond the model's table."""
 
 
 @dataclass

@@ -121,15 +121,7 @@ def _write(
     identity: Identity = document["towers"]
     config = read_run(checkpoint, yaml)
     template = assemble_template(config)
-    tower = config.language_model
-    check_token_ids(
-        template.tokenizer,
-        check_language_model(tower.name, language_config(config)),
-        name=tower.tokenizer or tower.name,
-        language_model=tower.name,
-    )
-    for warning in vision_warnings(config):
-        log.warning("%s; %s.", *warning)
+    _check_towers(config, template)
     # Without weights: their names, shapes and configurations are looked at.
     model = assemble_model(config, "cpu", template.image_token_id, empty_towers=True)
     load_connector(model, checkpoint)
@@ -191,6 +183,16 @@ def _write(
     (out / "README.md").write_text(
         model_card(facts, hf_config, vision_settings(config)), encoding="utf-8"
     )
+
+
+def _check_towers(config: TrainConfig, template: Template) -> None:
+    """Refuse another model's tokenizer, and warn of what is assumed of images."""
+    tower = config.language_model
+    rows = check_language_model(tower.name, language_config(config))
+    name = tower.tokenizer or tower.name
+    check_token_ids(template.tokenizer, rows, name=name, language_model=tower.name)
+    for warning in vision_warnings(config):
+        log.warning("%s; %s.", *warning)
 
 
 def _write_processor(config: TrainConfig, template: Template, prompt: str, out: Path) -> None:

@@ -37,7 +37,7 @@ class LanguageModel(Frozen):
         for attribute in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if (value := getattr(model.config, attribute, None)) not in (None, 1, 1.0):
                 raise ArchitectureError(
-                    f"it changes its logits behind its head ({attribute} = {value})"
+                    f"it changes its logits after its head ({attribute} = {value})"
                 )
         self.model: Any = model  # torch types every attribute of a module as a tensor or a module
         self._own_attention: str = model.config._attn_implementation

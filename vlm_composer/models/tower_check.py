@@ -134,7 +134,7 @@ def _try_language_model(shape: _Shape) -> int:
         model = build_empty(AutoModelForCausalLM, shape.config)
     for key, value in (("is_decoder", False), ("causal", False), ("attn_type", "bi")):
         if any(getattr(module, key, None) == value for module in model.modules()):
-            raise ArchitectureError(f"its tokens see those behind them ({key}: {value})")
+            raise ArchitectureError(f"it is not causal ({key}: {value})")
     with _reason("it has no embedding table and linear head of its own"):
         llm = LanguageModel(model)
         table_rows = llm.vocab_size
@@ -185,12 +185,12 @@ def _check_around_decoder(llm: LanguageModel) -> None:
     _, from_ids = operations(lambda: model(input_ids=ids, **options))
     _, from_embeds = operations(lambda: model(inputs_embeds=embeds, **options))
     for what, more in (
-        ("embeddings behind its table", from_ids - from_embeds - in_table),
-        ("hidden states before its head or logits behind it", from_embeds - in_decoder - in_head),
+        ("its embeddings are more than rows of a table", from_ids - from_embeds - in_table),
+        ("its logits are more than a linear head's", from_embeds - in_decoder - in_head),
     ):
         if more:
             raise ArchitectureError(
-                f"it changes {what} ({', '.join(sorted(more))}), which would be left out"
+                f"{what} ({', '.join(sorted(more))}), which training would leave out"
             )
 
 
