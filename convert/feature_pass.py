@@ -25,7 +25,12 @@ from convert.feature_plan import check_space, plan_features
 from convert.split import Side
 from convert.summary import FeatureSummary
 from convert.writer import ShardWriter, publish_data_set, publish_text
-from vlm_composer.assembly import assemble_vision_tower, unloaded, vision_settings
+from vlm_composer.assembly import (
+    assemble_vision_tower,
+    unloaded,
+    vision_settings,
+    vision_warnings,
+)
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.by_index import CaptionsByIndex
@@ -91,6 +96,8 @@ def make_features(
     _check_apart(sources, out)
     claim_data(config)
     settings = vision_settings(config)
+    for warning in vision_warnings(config):
+        print("warning: {}; {}".format(*warning), file=sys.stderr)
     sides = {side: _open_images(config, source) for side, source in sources.items()}
 
     unwritten = _describe(config, device, dtype, settings, sides)

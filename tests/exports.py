@@ -81,7 +81,7 @@ def _undisturbed() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def _train(
+def train_and_export(
     folder: Path,
     shards: Path,
     vision: Callable[[], Any],
@@ -145,7 +145,7 @@ def _train(
 @pytest.fixture(scope="session")
 def qwen_export(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Exported:
     """Qwen3 and SigLIP."""
-    return _train(tmp_path_factory.mktemp("qwen"), shards, tiny_siglip, tiny_qwen3)
+    return train_and_export(tmp_path_factory.mktemp("qwen"), shards, tiny_siglip, tiny_qwen3)
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +153,9 @@ def llama_export(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Expo
     """Llama, whose table is its head and has no spare row, and DINOv2; samples have a start
     token."""
     llama = partial(tiny_llama, vocab_size=258)
-    return _train(tmp_path_factory.mktemp("llama"), shards, tiny_dinov2, llama, add_bos=True)
+    return train_and_export(
+        tmp_path_factory.mktemp("llama"), shards, tiny_dinov2, llama, add_bos=True
+    )
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

@@ -11,11 +11,11 @@ import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Resampling
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 
 from vlm_composer.config import TrainConfig
@@ -29,6 +29,7 @@ from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.self_check import check_levers
+from vlm_composer.models.tower_check import check_language_model, check_vision_model
 from vlm_composer.models.tower_loading import (
     bundled_or_given,
     load_language_model,
@@ -95,6 +96,7 @@ def assemble_model(
         ValueError: The towers cannot be used, or the device cannot do what the yaml insists on.
     """
     vision_tower = assemble_vision_tower(config, device, empty=empty_towers)
+    check_language_model(config.language_model.name, language_config(config))
     llm = load_language_model(**_tower_options(config.language_model, device), empty=empty_towers)
     language_model = LanguageModel(llm, install=False)
     if not empty_towers:
@@ -113,7 +115,7 @@ def assemble_model(
 
 def assemble_vision_tower(config: TrainConfig, device: str, *, empty: bool = False) -> VisionTower:
     """Build the vision tower alone; arguments as for `assemble_model`."""
-    mean, std, _ = preprocessor_settings(_preprocessor(config.vision_tower))
+    settings = vision_settings(config)
     tower = VisionTower(
         load_vision_model(
             **_tower_options(config.vision_tower, device),
@@ -122,32 +124,75 @@ def assemble_vision_tower(config: TrainConfig, device: str, *, empty: bool = Fal
         ),
         layer=config.vision_tower.layer,
         image_size=config.vision_tower.image_size,
-        image_mean=mean,
-        image_std=std,
+        image_mean=settings.image_mean,
+        image_std=settings.image_std,
     )
     fuses = config.vision_tower.fuse_gelu
-    obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
-    if fuses is True and obstacle is not None:
-        raise ValueError(f"vision_tower.fuse_gelu: true, but {obstacle}; set it to auto")
+    if refusal := fusing_refusal(config, device):
+        raise ValueError("; ".join(refusal))
     if fuses == "auto":
+        obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
         fuses = obstacle is None and config.parallelism == "replicate"
     if fuses:
         log.info("Linear layers with GELU in one: %d.", fuse_gelu(tower.model))
     return tower
 
 
+def vision_config(config: TrainConfig) -> PretrainedConfig:
+    """Read the vision tower's own configuration."""
+    return _read_config(config.vision_tower, "vision_config")
+
+
+def language_config(config: TrainConfig) -> PretrainedConfig:
+    """Read the language model's own configuration."""
+    return _read_config(config.language_model, "text_config")
+
+
+def _read_config(tower: TowerConfig, half: Literal["vision_config", "text_config"]) -> Any:
+    return read_config(tower.name, half, revision=tower.revision, overrides=tower.config_overrides)
+
+
+def check_vision_architecture(config: TrainConfig) -> None:
+    """Refuse a vision tower that cannot be one; no weight is read.
+
+    Raises:
+        ValueError: As `check_vision_model`.
+    """
+    tower = config.vision_tower
+    check_vision_model(
+        tower.name,
+        vision_config(config),
+        layer=tower.layer,
+        image_size=tower.image_size,
+        attn_implementation=tower.attn_implementation,
+    )
+
+
 def _compiles(config: TrainConfig, device: str) -> bool:
+    if refusal := compile_refusal(config, device):
+        raise ValueError("; ".join(refusal))
     if config.compile_blocks is False:
         return False
     obstacle = compile_obstacle(device)
+    if obstacle is not None:
+        log.info("Blocks are not compiled: %s.", obstacle)
+    return obstacle is None
+
+
+def compile_refusal(config: TrainConfig, device: str) -> tuple[str, str] | None:
+    """Return what keeps `compile_blocks: true` from being done, and what to do; None if nothing."""
+    obstacle = compile_obstacle(device) if config.compile_blocks is True else None
     if obstacle is None:
-        return True
-    if config.compile_blocks is True:
-        raise ValueError(
-            f"compile_blocks: true, but {obstacle}; install it, or set compile_blocks: false"
-        )
-    log.info("Blocks are not compiled: %s.", obstacle)
-    return False
+        return None
+    return f"compile_blocks: true, but {obstacle}", "install it, or set compile_blocks: auto"
+
+
+def fusing_refusal(config: TrainConfig, device: str) -> tuple[str, str] | None:
+    """Return what keeps `fuse_gelu: true` from being done, and what to do; None if nothing."""
+    obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
+    if config.vision_tower.fuse_gelu is not True or obstacle is None:
+        return None
+    return f"vision_tower.fuse_gelu: true, but {obstacle}", "set it to auto"
 
 
 def unloaded(config: TrainConfig) -> TrainConfig:
@@ -177,8 +222,31 @@ def _tower_options(tower: TowerConfig, device: str) -> dict[str, Any]:
     }
 
 
-def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any]:
-    """Contents of the tower's `preprocessor_config.json`; empty where it has none."""
+def vision_warnings(config: TrainConfig) -> list[tuple[str, str]]:
+    """Return what is assumed of how the vision tower sees an image, each with what to do."""
+    tower, found = config.vision_tower, []
+    preprocessor = _preprocessor(tower)
+    if preprocessor is None:
+        found.append(
+            (
+                f"{tower.name} has no preprocessor_config.json: mean and std 0.5, bicubic",
+                "see that it was trained so, or put its preprocessor_config.json there",
+            )
+        )
+    resample = preprocessor_settings(preprocessor or {})[2]
+    if config.image_decoder == "torchvision" and resample not in TORCH_FILTERS:
+        found.append(
+            (
+                f"{tower.name} scales its images with {Resampling(resample).name}, which torch "
+                "does not have: PIL decodes and scales",
+                "set image_decoder: pil, which is the same",
+            )
+        )
+    return found
+
+
+def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any] | None:
+    """Contents of the tower's `preprocessor_config.json`; None where it has none."""
     source = tower.name if tower.revision else bundled_or_given(tower.name)
     path = cached_file(
         source,
@@ -186,26 +254,17 @@ def _preprocessor(tower: VisionTowerConfig) -> dict[str, Any]:
         revision=tower.revision or "main",
         _raise_exceptions_for_missing_entries=False,
     )
-    if path is None:
-        log.warning("%s has no preprocessor_config.json: mean and std 0.5, bicubic", tower.name)
-        return {}
-    return json.loads(Path(path).read_text())
+    return None if path is None else json.loads(Path(path).read_text())
 
 
 def vision_settings(config: TrainConfig) -> VisionSettings:
-    """Read how the vision tower sees an image; no weight is read."""
+    """Read how the vision tower sees an image; no weight is read.
+
+    Raises:
+        ValueError: It cannot be a vision tower.
+    """
+    check_vision_architecture(config)
     tower = config.vision_tower
-    mean, std, resample = preprocessor_settings(_preprocessor(tower))
-    image_size = (
-        tower.image_size
-        or read_config(
-            tower.name, revision=tower.revision, overrides=tower.config_overrides
-        ).image_size
-    )
-    if config.image_decoder == "torchvision" and resample not in TORCH_FILTERS:
-        log.warning(
-            "%s scales its images with %s, which torch does not have: PIL decodes and scales.",
-            tower.name,
-            Resampling(resample).name,
-        )
+    mean, std, resample = preprocessor_settings(_preprocessor(tower) or {})
+    image_size = tower.image_size or vision_config(config).image_size
     return VisionSettings(tower.layer, image_size, mean, std, resample, config.image_decoder)

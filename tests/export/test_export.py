@@ -7,13 +7,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints import newest
-from exports import ANSWERS, PROMPTS
-from tiny import make_likeliest
+from exports import ANSWERS, PROMPTS, train_and_export
+from tiny import make_likeliest, tiny_siglip
 from vlm_composer.export import __main__ as command
 from vlm_composer.export.exporting import export_checkpoint
-from vlm_composer.export.loading import load_export, load_processor
+from vlm_composer.export.loading import caption_images, load_export, load_processor
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
 from vlm_composer.export.remote_code.modeling_vlm_composer import (
     VLMComposerForConditionalGeneration,
@@ -261,3 +262,44 @@ def test_towers_of_random_weights_are_refused(qwen_export, tmp_path):
     changed = changed_yaml(qwen_export, tmp_path, pretrained=False)
     with pytest.raises(ValueError, match="vision_tower: its weights were random"):
         export_checkpoint(qwen_export.checkpoints, tmp_path / "out", yaml=changed)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mamba", "gemma3_text"])
+def test_an_export_loads_whatever_attention_its_language_model_has(kind, shards, tmp_path):
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2}
+    sizes |= {
+        "bloom": {"n_head": 4},
+        "mamba": {"state_size": 8},
+        "gemma3_text": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+    }[kind]
+    config = CONFIG_MAPPING[kind](**sizes, pad_token_id=0)
+    exported = train_and_export(
+        tmp_path, shards, tiny_siglip, lambda: AutoModelForCausalLM.from_config(config)
+    )
+    whole = export_checkpoint(exported.checkpoints, tmp_path / "whole", with_towers=True)
+    for folder in (exported.folder, whole):
+        model, processor = load_export(folder, device="cpu")
+        found = torch.cat(
+            [
+                model(**processor([str(picture)], prompt, [answer])).logits[0, -1 - length : -1]
+                for picture, prompt, answer, length in zip(
+                    exported.pictures, PROMPTS, ANSWERS, lengths(exported), strict=True
+                )
+            ]
+        )
+        assert close(found, exported.answer_logits().logits)
+        assert len(caption_images(model, processor, [str(exported.pictures[0])])) == 1
+
+
+def lengths(exported):
+    """Answer tokens of each sample, end-of-text included."""
+    return [len(exported.template.tokenize([answer])[0]) + 1 for answer in ANSWERS]
+
+
+def test_a_tokenizer_that_is_not_the_export_s_is_refused(qwen_export, tmp_path):
+    moved = shutil.copytree(qwen_export.folder, tmp_path / "moved")
+    tokenizer = AutoTokenizer.from_pretrained(moved)
+    tokenizer.add_tokens([f"word{index}" for index in range(99)])
+    tokenizer.save_pretrained(moved)
+    with pytest.raises(ValueError, match=r"has 357 tokens with ids up to 357 .* has 300 rows"):
+        load_export(moved, device="cpu")

@@ -13,6 +13,7 @@ from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3
 from vlm_composer.assembly import assemble_model, unloaded
 from vlm_composer.config import TrainConfig
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.fake_tensors import fake_weights
 from vlm_composer.models.flops import training_flops
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.packed_attention import attention_kernel, fused_attention
@@ -24,7 +25,6 @@ from vlm_composer.planning.activations import (
     ANSWER_TOKENS,
     PROMPT_TOKENS,
     fake_batch,
-    fake_weights,
     sample_batch,
 )
 

@@ -217,7 +217,7 @@ def test_random_weights_follow_the_seed_and_the_overrides():
 
 def test_an_override_that_the_configuration_does_not_have_is_refused():
     with pytest.raises(ValueError, match=r"config_overrides\.num_layers: .* no such attribute"):
-        read_config("Qwen/Qwen3-8B-Base", overrides={"num_layers": 2})
+        read_config("Qwen/Qwen3-8B-Base", "text_config", overrides={"num_layers": 2})
 
 
 def test_a_tower_that_pools_its_patches_is_refused():

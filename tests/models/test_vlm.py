@@ -3,7 +3,15 @@ path."""
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+)
 
 from tiny import IMAGE, K, batch_of, packed, tiny_dinov2, tiny_llama, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
@@ -47,7 +55,7 @@ def reference_loss(model, pixels, ids, labels):
                 pieces.append(tokens[taken])
                 taken += 1
             else:
-                pieces.append(llm.get_input_embeddings().weight[token].float())
+                pieces.append(llm.get_input_embeddings()(torch.tensor(token)).float())
         embeds = torch.stack(pieces)[None].to(weight.dtype)
         answers = int((label[1:] != IGNORE_INDEX).sum())
         total = (
@@ -94,6 +102,30 @@ def test_loss_and_connector_gradients_equal_hugging_face_eager(
     model = build(vision, llm)
     pixels, ids, labels = batch_of(rows, size)
     ours = mean_loss(model, pixels, ids, labels, split_prompts=split_prompts)
+    expected = reference_loss(model, pixels, ids, labels)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert relative_error(gradients(model, ours), gradients(model, expected)) < 1e-5
+
+
+TEXT = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4),
+        MambaConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, state_size=8),
+        Gemma3TextConfig(**TEXT, **HEADS),
+        Llama4TextConfig(**TEXT, **HEADS, intermediate_size_mlp=96, num_local_experts=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_other_kinds_of_decoder_give_the_same_connector_gradients(config, rows):
+    model = build(llm=lambda: AutoModelForCausalLM.from_config(config))
+    pixels, ids, labels = batch_of(rows)
+    ours = mean_loss(model, pixels, ids, labels)
     expected = reference_loss(model, pixels, ids, labels)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert relative_error(gradients(model, ours), gradients(model, expected)) < 1e-5

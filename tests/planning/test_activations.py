@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tiny import IMAGE, K, tiny_qwen3, tiny_siglip
 from vlm_composer.models.connector import Connector
+from vlm_composer.models.fake_tensors import fake_weights
 from vlm_composer.models.language_model import LanguageModel
 from vlm_composer.models.packed_attention import attention_kernel, fused_attention
 from vlm_composer.models.projector import MLPProjector
@@ -16,7 +17,6 @@ from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.planning.activations import (
     LiveBytes,
     fake_batch,
-    fake_weights,
     measure_activations,
     measure_step,
     sample_batch,

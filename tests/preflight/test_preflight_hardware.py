@@ -1,5 +1,11 @@
 """What a rank takes is compared with what there is, a container's limit included."""
 
+import re
+
+import pytest
+import torch
+
+from vlm_composer.assembly import assemble_model
 from vlm_composer.preflight.hardware import (
     _container_memory,
     check_device,
@@ -46,3 +52,15 @@ def test_this_cpu(tiny_config):
     (found,) = check_device(tiny_config(), "cpu")
     assert found.level == "ok"
     assert found.text.startswith("CPU, ")
+
+
+def test_preflight_and_the_run_give_the_same_text_and_advice(tiny_config, towers, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/compiler"))
+    insisting = tiny_config(compile_blocks=True)
+    (found,) = [one for one in check_device(insisting, "cpu") if one.level == "failure"]
+    assert str(found) == (
+        "compile_blocks: true, but torch finds no C++ compiler; install it, or set "
+        "compile_blocks: auto"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(str(found))}$"):
+        assemble_model(insisting, "cpu")

@@ -32,8 +32,9 @@ class VisionTowerConfig(TowerConfig):
     layer: int = -1
     """Whose output to use: -1 the last hidden state after the final norm; others as in LLaVA's
     `vision_feature_layer`, before that norm; layers above it are removed."""
-    attn_implementation: str = "sdpa"
-    """transformers' name of the attention function."""
+    attn_implementation: str | None = None
+    """transformers' name of the attention function; sdpa where the model has it, else eager, when
+    empty."""
     fuse_gelu: bool | Literal["auto"] = "auto"
     """Let oneDNN compute a linear layer and its GELU in one, with a copy of the layer's weights.
     Only on a CPU, where auto does so, for bf16 only with AVX512 or AVX-NE-CONVERT; not with
@@ -47,7 +48,8 @@ class LanguageModelConfig(TowerConfig):
     """The frozen language model."""
 
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer; the model's own when empty."""
+    """Hub id or folder of the tokenizer; the model's own when empty. Only `<image_patch>` may have
+    an id beyond the model's table."""
 
 
 @dataclass

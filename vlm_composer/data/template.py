@@ -38,6 +38,33 @@ class TokenizedSample:
     num_cut: int
 
 
+def check_token_ids(
+    tokenizer: PreTrainedTokenizerBase, rows: int, *, name: str, language_model: str
+) -> None:
+    """Refuse a tokenizer of another model: only `<image_patch>` may lack a row in the table.
+
+    Args:
+        tokenizer: Of the run.
+        rows: Of the language model's own embedding table.
+        name: What messages call the tokenizer.
+        language_model: What messages call the language model.
+
+    Raises:
+        ValueError: Another token's id is beyond the table.
+    """
+    ids = {id: token for token, id in tokenizer.get_vocab().items() if token != IMAGE_TOKEN}
+    added = [*tokenizer.all_special_ids, *tokenizer("a").input_ids]  # as a post-processor adds
+    ids |= {id: tokenizer.convert_ids_to_tokens(id) for id in added if id not in ids}
+    ids.pop(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), None)
+    beyond = sorted(id for id in ids if id >= rows)
+    if beyond:
+        raise ValueError(
+            f"the tokenizer {name} has {len(ids):,} tokens with ids up to {beyond[-1]:,} "
+            f"({ids[beyond[-1]]!r}), and {language_model} has {rows:,} rows for them: "
+            f"{len(beyond):,} have none; set language_model.tokenizer to the model's own"
+        )
+
+
 class Template:
     """Turns prompts and answers into token ids and labels.
 
@@ -75,6 +102,12 @@ class Template:
             add_bos = tokenizer.bos_token_id is not None and begins_with == [tokenizer.bos_token_id]
         self.tokenizer = tokenizer
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        others = {id for token, id in tokenizer.get_vocab().items() if token != IMAGE_TOKEN}
+        if self.image_token_id in others:
+            raise ValueError(
+                f"{IMAGE_TOKEN} would have id {self.image_token_id}, which another token of the "
+                f"tokenizer has; add {IMAGE_TOKEN} to it with an id of its own and save it"
+            )
         self.num_image_tokens = num_image_tokens
         self.max_seq_len = max_seq_len
         self._start = [tokenizer.bos_token_id] if add_bos else []

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PretrainedConfig
 
+from vlm_composer.assembly import language_config, vision_config
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import build
 from vlm_composer.config.model import TowerConfig
 from vlm_composer.export.code_files import auto_map
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
-from vlm_composer.models.tower_loading import read_config
 from vlm_composer.models.vlm import VisionLanguageModel
 from vlm_composer.training.checkpoint_file import CheckpointError, CheckpointFile
 from vlm_composer.training.checkpoint_folder import checkpoint_name
@@ -82,10 +81,9 @@ def model_config(
 ) -> VLMComposerConfig:
     """The configuration of the exported model, which names the towers."""
     towers: dict[str, dict[str, Any]] = {}
-    configs: dict[str, PretrainedConfig] = {}
-    for part in ("vision_tower", "language_model"):
+    configs = {"vision_tower": vision_config(config), "language_model": language_config(config)}
+    for part in configs:
         tower: TowerConfig = getattr(config, part)
-        configs[part] = read_config(tower.name, revision=tower.revision)
         is_folder = Path(tower.name).is_dir()
         # The commit that the configuration was just read from, where the yaml names none.
         commit = None if is_folder else getattr(configs[part], "_commit_hash", None)

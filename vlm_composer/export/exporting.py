@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -15,11 +16,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
+from vlm_composer.assembly import (
+    assemble_model,
+    assemble_template,
+    language_config,
+    vision_settings,
+    vision_warnings,
+)
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.features import VisionSettings
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
-from vlm_composer.data.template import Template
+from vlm_composer.data.template import Template, check_token_ids
 from vlm_composer.export.code_files import auto_map, code_files
 from vlm_composer.export.described import (
     DTYPES,
@@ -29,7 +36,7 @@ from vlm_composer.export.described import (
     name_of,
     read_run,
 )
-from vlm_composer.export.facts import DEFAULT_PROMPT, commonest_prompt, run_facts
+from vlm_composer.export.facts import DEFAULT_PROMPT, commonest_prompt, run_facts, trained_on
 from vlm_composer.export.model_card import model_card
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
 from vlm_composer.export.remote_code.image_processing_vlm_composer import (
@@ -39,6 +46,7 @@ from vlm_composer.export.remote_code.modeling_vlm_composer import (
     VLMComposerForConditionalGeneration,
 )
 from vlm_composer.export.remote_code.processing_vlm_composer import VLMComposerProcessor
+from vlm_composer.models.tower_check import check_language_model
 from vlm_composer.training.checkpoint_file import (
     CheckpointError,
     CheckpointFile,
@@ -123,6 +131,7 @@ def _write(
     identity: Identity = document["towers"]
     config = read_run(checkpoint, yaml)
     template = assemble_template(config)
+    _check_towers(config, template)
     # Without weights: their names, shapes and configurations are looked at.
     model = assemble_model(config, "cpu", template.image_token_id, empty_towers=True)
     load_connector(model, checkpoint)
@@ -133,10 +142,18 @@ def _write(
     check_towers(identity, here, checkpoint.path, ("config_hash",))
 
     hf_config = model_config(config, model, identity, dtype)
-    commonest = commonest_prompt(document["settings"])
+    commonest, why = commonest_prompt(trained_on(document, config))
     default_prompt = prompt or commonest or DEFAULT_PROMPT
-    log.info("Default prompt: %r, %s.", default_prompt, _whence(prompt, commonest))
+    if prompt:
+        why = "as given to the export"
+    elif commonest is None:
+        why = f"a default, for {why}; --prompt gives another"
+    log.log(
+        logging.INFO if prompt or commonest else logging.WARNING,
+        "Default prompt: %r, %s.", default_prompt, why,
+    )  # fmt: skip
     _write_processor(config, template, default_prompt, out)
+    language_model = model.language_model.model
     eos = template.tokenizer.eos_token_id
     pad = template.tokenizer.pad_token_id
     GenerationConfig(
@@ -146,6 +163,8 @@ def _write(
         eos_token_id=eos,
         pad_token_id=eos if pad is None else pad,
         suppress_tokens=[model.image_token_id],  # as in training's captions
+        # Mamba's cache is of another kind, which transformers gives to its own models alone.
+        use_cache="past_key_values" in inspect.signature(language_model.forward).parameters,
     ).save_pretrained(out)
     for name, text in code_files().items():
         (out / name).write_text(text, encoding="utf-8")
@@ -172,6 +191,7 @@ def _write(
         "with_towers": with_towers,
         "default_prompt": default_prompt,
         "prompt_is_the_commonest": default_prompt == commonest,
+        "default_prompt_is": why,
         "run": run_facts(document, config),
     }
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -180,12 +200,14 @@ def _write(
     )
 
 
-def _whence(given: str | None, commonest: str | None) -> str:
-    if given:
-        return "as given"
-    if commonest:
-        return "the commonest of the training data"
-    return "as no quality.json of the training data is at hand; --prompt gives another"
+def _check_towers(config: TrainConfig, template: Template) -> None:
+    """Refuse another model's tokenizer, and warn of what is assumed of images."""
+    tower = config.language_model
+    rows = check_language_model(tower.name, language_config(config))
+    name = tower.tokenizer or tower.name
+    check_token_ids(template.tokenizer, rows, name=name, language_model=tower.name)
+    for warning in vision_warnings(config):
+        log.warning("%s; %s.", *warning)
 
 
 def _write_processor(config: TrainConfig, template: Template, prompt: str, out: Path) -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_composer.config import TrainConfig
+from vlm_composer.config.data import LoaderConfig, StreamConfig
+from vlm_composer.config.loader import build
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
 from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object
 from vlm_composer.training.metrics_file import read_metrics
 
 DEFAULT_PROMPT = f"{IMAGE_PLACEHOLDER}\nDescribe the image concisely."
 """Asked where the prompts of the training are not known; one of LLaVA-Pretrain's."""
-QUALITY_FILE = "quality.json"
-_CUT_AT = 200
-"""Characters of a prompt that it counts by: a longer one is not known in full."""
+COPIED = (
+    *("run_name", "global_train_batch_size", "max_duration", "seed", "optimizer"),
+    *("scheduler", "precision", "max_seq_len", "image_decoder"),
+)
+"""Settings that a card shows."""
+CUT = 200
+"""Characters at which `quality.json` cuts a prompt."""
+_QUALITY = "quality.json"
 _LOSSES = {
     "loss/train/total": "training loss of the last batch",
     "metrics/eval/LanguageCrossEntropy": "evaluation loss",
@@ -42,19 +50,28 @@ def run_facts(document: Mapping[str, Any], config: TrainConfig) -> dict[str, Any
         `versions`.
     """
     settings, timestamp = document["settings"], document["timestamp"]
-    copied = (
-        *("run_name", "global_train_batch_size", "max_duration", "seed", "optimizer"),
-        *("scheduler", "precision", "max_seq_len", "image_decoder"),
-    )
+    names = [source.place for source in trained_on(document, config).sources.values()]
     return {
-        **{key: settings.get(key) for key in copied},
+        **{key: settings.get(key) for key in COPIED},
         "batches": timestamp["batch"],
         "epochs": timestamp["epoch"],
         "samples_in_epoch": timestamp["sample_in_epoch"],
-        "data": {"names": list(_places(settings)), **document["data"]},
+        "data": {"names": names, **document["data"]},
         "metrics": metrics_at(config, timestamp["batch"]),
         "versions": document["versions"],
     }
+
+
+def trained_on(document: Mapping[str, Any], config: TrainConfig) -> LoaderConfig:
+    """Return the loader that a checkpoint was trained with.
+
+    Args:
+        document: Of the checkpoint.
+        config: The run's; its loader is taken where this version does not know the checkpoint's.
+    """
+    errors: list[str] = []
+    loader = build(LoaderConfig, document["settings"]["train_loader"], "train_loader", errors)
+    return loader or config.train_loader
 
 
 def metrics_at(config: TrainConfig, batch: int) -> dict[str, float]:
@@ -72,46 +89,74 @@ def metrics_at(config: TrainConfig, batch: int) -> dict[str, float]:
     return found
 
 
-def commonest_prompt(settings: Mapping[str, Any]) -> str | None:
-    """Return the commonest prompt of the training data, by the quality.json that its conversion
-    left; None where there is none of that name.
+def commonest_prompt(loader: LoaderConfig) -> tuple[str | None, str]:
+    """Return the prompt that an epoch of the training data asks most often.
 
     Args:
-        settings: Those of a checkpoint. Whoever wrote it chose the places, so no shard is opened
-            there and no store is asked: a text of one small file is taken, or nothing.
+        loader: The loader of the training data.
+
+    Returns:
+        The prompt, by the `quality.json` of the data sets' conversions, and where it is from; or
+        None and why it is not known.
     """
-    for place in _places(settings):
-        if not isinstance(place, str) or "://" in place:
-            continue
-        # The folder of the sides, or the one above the sources.
-        for folder in list(Path(place).parents)[:2]:
-            if prompt := _prompt_of(folder / QUALITY_FILE):
-                return prompt
-    return None
+    counts: Counter[str] = Counter()
+    seen: dict[bytes, str] = {}
+    for name, source in loader.sources.items():
+        quality = _quality_of(source.place)
+        if quality is None:
+            return None, f"{source.place} has no {_QUALITY} of its conversion on this machine"
+        try:
+            content = parse_object(quality)
+            weight = _samples_taken(source, content["samples"])
+            prompts = {str(one["prompt"]): weight * one["samples"] for one in content["prompts"]}
+        except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            return None, f"the {_QUALITY} of {source.place} cannot be read ({error!r})"
+        if quality in seen and any(one.weight for one in loader.sources.values()):
+            return None, (
+                f"{seen[quality]} and {name} are of one conversion, whose {_QUALITY} does not say "
+                "which prompts are whose"
+            )
+        if quality not in seen:
+            counts.update(prompts)
+        seen[quality] = name
+    prompt = counts.most_common(1)[0][0] if counts else ""
+    if prompt.count(IMAGE_PLACEHOLDER) != 1 or len(prompt) >= CUT:
+        return None, f"the commonest prompt is cut in {_QUALITY}: {prompt[:60]!r}"
+    return prompt, "the commonest of the training data"
 
 
-def _prompt_of(path: Path) -> str | None:
-    """The first prompt of a quality.json, where it is one to ask."""
+def _samples_taken(source: StreamConfig, samples: int) -> float:
+    """Weight of a sample of a data set in an epoch; shares are relative to each other."""
+    if source.repeat is not None:
+        return source.repeat
+    taken = source.choose if source.choose is not None else source.proportion
+    return 1.0 if taken is None else taken / samples
+
+
+def _quality_of(place: str) -> bytes | None:
+    """The quality.json of a data set; of features that of the images that they are made of."""
+    if quality := _beside(place, _QUALITY):
+        return quality
     try:
-        # A pipe or a device would be waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            prompts = parse_object(file.read(MAX_JSON_BYTES + 1))["prompts"]
-        prompt = prompts[0]["prompt"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        sources = parse_object(_beside(place, "summary.json") or b"")["sources"]
+        return _beside(str(sources[Path(place).name]["from"]), _QUALITY)
+    except (ValueError, TypeError, KeyError):  # not of features
         return None
-    if not isinstance(prompt, str) or prompt.count(IMAGE_PLACEHOLDER) != 1:
-        return None
-    return prompt if len(prompt) < _CUT_AT else None
 
 
-def _places(
-    settings: Mapping[str, Any], keys: tuple[str, ...] = ("remote", "local")
-) -> Iterator[str]:
-    """Where the training data is; of each data set the first of `keys` that is given."""
-    dataset = settings["train_loader"]["dataset"]
-    streams = dataset.get("streams") or [dataset]
-    for stream in streams.values() if isinstance(streams, Mapping) else streams:
-        if places := [stream[key] for key in keys if stream.get(key)]:
-            yield places[0]
+def _beside(place: str, name: str) -> bytes | None:
+    """A small file of the folder above a data set's sides or sources.
+
+    Whoever wrote a checkpoint chose the places: no store is asked, and no shard opened.
+    """
+    if "://" in place:
+        return None
+    for folder in list(Path(place).parents)[:2]:
+        try:
+            # A pipe or a device would be waited for.
+            with open(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return file.read(MAX_JSON_BYTES + 1)
+        except (OSError, ValueError):  # ValueError: no file can have such a name
+            continue
+    return None

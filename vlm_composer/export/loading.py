@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from vlm_composer.config.model import Dtype
+from vlm_composer.data.template import check_token_ids
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
 from vlm_composer.export.remote_code.image_processing_vlm_composer import (
     VLMComposerImageProcessor,
@@ -69,7 +70,14 @@ def load_export(
         vision_tower=vision_tower,
         language_model=language_model,
     )
-    return model.to("cuda" if chosen == "gpu" else "cpu").eval(), load_processor(folder)
+    processor = load_processor(folder)
+    check_token_ids(
+        processor.tokenizer,
+        model.get_input_embeddings().weight.shape[0],
+        name=str(folder),
+        language_model=language_model or str(folder),
+    )
+    return model.to("cuda" if chosen == "gpu" else "cpu").eval(), processor
 
 
 def load_processor(folder: str | Path) -> VLMComposerProcessor:

@@ -73,11 +73,7 @@ def _lines(facts: Mapping[str, Any], config: Any, vision: VisionSettings) -> Ite
             "the hashes when they are loaded."
         )
     yield from ("", "## Use", "", *_USE, "")
-    source = (
-        "the commonest of the training data"
-        if facts["prompt_is_the_commonest"]
-        else "a default that is not taken from the training data"
-    )
+    source = facts["default_prompt_is"]
     yield f"Without a text the processor asks {facts['default_prompt']!r}: {source}."
     yield (
         f"Images are scaled to {vision.image_size} × {vision.image_size} by PIL, whole and without "

@@ -96,8 +96,9 @@ def _connector_forward_and_backward(model: VisionLanguageModel) -> float:
 
 def _decoder_forward_and_backward(model: VisionLanguageModel, lengths: list[int]) -> float:
     config = model.language_model.model.config
-    weights = _matmul_weights(model.language_model.model.base_model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention_width = config.num_attention_heads * head_dim
+    weights = _matmul_weights(model.language_model.decoder)
+    heads = getattr(config, "num_attention_heads", None)  # Mamba has none
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // (heads or 1)
+    attention_width = (heads or 0) * head_dim
     attention = 12 * config.num_hidden_layers * attention_width * sum(t**2 for t in lengths)
     return float(4 * weights * sum(lengths) + attention)

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+class ArchitectureError(ValueError):
+    """A model of this architecture cannot be a tower."""
+
+
 class Frozen(nn.Module):
     """A module without gradients that stays in eval mode whatever its parent does."""
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from vlm_composer.models.answer_head import AnswerHead
 from vlm_composer.models.answer_layer import cut_last_layer
 from vlm_composer.models.embedding_rows import add_rows
-from vlm_composer.models.frozen import Frozen, decoder_of, in_own_dtype
+from vlm_composer.models.frozen import ArchitectureError, Frozen, decoder_of, in_own_dtype
 from vlm_composer.models.frozen_blocks import compile_blocks
 from vlm_composer.models.packed_attention import PACKED_ATTENTION, attention
 from vlm_composer.models.packing import PackedRows, take_rows
@@ -34,17 +34,16 @@ class LanguageModel(Frozen):
             it is run, with what was found for the same weights: on a rank that does not have them.
 
     Raises:
-        ValueError: The model scales or caps its logits after the head, which would be left out, or
-            is not causal.
+        ArchitectureError: The model scales or caps its logits, which would be left out.
+        ValueError: It is not causal.
     """
 
     def __init__(self, model: PreTrainedModel, *, install: bool = True) -> None:
         super().__init__()
         for attribute in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if (value := getattr(model.config, attribute, None)) not in (None, 1, 1.0):
-                raise ValueError(
-                    f"{type(model).__name__} changes its logits after the head "
-                    f"({attribute} = {value}); such a language model is not supported"
+                raise ArchitectureError(
+                    f"it changes its logits after its head ({attribute} = {value})"
                 )
         self.model: Any = model  # torch types every attribute of a module as a tensor or a module
         self.packs = self._cuts_last_layer = False
@@ -84,6 +83,11 @@ class LanguageModel(Frozen):
         return self.model.config.hidden_size
 
     @property
+    def decoder(self) -> Any:
+        """The model without its head."""
+        return decoder_of(self.model)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the embedding table."""
         return self.model.get_input_embeddings().weight.shape[0]
@@ -115,7 +119,7 @@ class LanguageModel(Frozen):
 
     def _decode(self, inputs_embeds: Tensor, **options: Any) -> Tensor:
         # With a cache, transformers 4.53 forgets where packed samples end.
-        return decoder_of(self.model)(
+        return self.decoder(
             inputs_embeds=inputs_embeds, use_cache=False, **options
         ).last_hidden_state
 
@@ -158,4 +162,4 @@ class LanguageModel(Frozen):
     def _read_prompt(self, prompt: tuple[int, ...]) -> Layers:
         ids = torch.tensor(prompt, device=self.model.get_input_embeddings().weight.device)
         with attention(self.model.config, self._attention):
-            return read_prompt(decoder_of(self.model), self.embed(ids))
+            return read_prompt(self.decoder, self.embed(ids))

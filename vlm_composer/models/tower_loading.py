@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,9 +20,16 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_utils import no_init_weights
 
 BUNDLED_CONFIGS = Path(__file__).parent / "tower_configs"
 """Configurations that ship with the project, by hub id with `/` written as `--`."""
+
+EXAMPLES = {
+    AutoModel: "a vision transformer that keeps its patches, such as SigLIP, CLIP, ViT or DINOv2",
+    AutoModelForCausalLM: "a decoder-only language model, such as Qwen3, Llama or Gemma 3",
+}
+"""What to use in place of a model that cannot be a tower."""
 
 
 def bundled_or_given(name: str) -> str:
@@ -32,24 +39,29 @@ def bundled_or_given(name: str) -> str:
 
 
 def read_config(
-    name: str, *, revision: str | None = None, overrides: dict[str, Any] | None = None
+    name: str,
+    half: Literal["vision_config", "text_config"],
+    *,
+    revision: str | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> PretrainedConfig:
     """Read a tower's configuration, from the bundled ones where there is one.
 
     Args:
         name: Hub id or folder.
+        half: Which half of a model of images and text (SigLIP, CLIP, Gemma 3, LLaVA) to take.
         revision: Branch, tag or commit on the hub; a bundled configuration is then not used.
         overrides: Attributes to change, for example `{"num_hidden_layers": 2}`.
 
     Returns:
-        The configuration; of a two-tower model (SigLIP, CLIP) its vision half.
+        The configuration.
 
     Raises:
         ValueError: An override names an attribute that the configuration does not have.
     """
     source = name if revision else bundled_or_given(name)
     config = AutoConfig.from_pretrained(source, revision=revision or "main")
-    config = getattr(config, "vision_config", config)
+    config = getattr(config, half, config)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             raise ValueError(
@@ -68,7 +80,7 @@ def load_vision_model(
     revision: str | None = None,
     overrides: dict[str, Any] | None = None,
     empty: bool = False,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a vision model.
 
@@ -79,7 +91,8 @@ def load_vision_model(
         revision: Branch, tag or commit on the hub.
         overrides: Attributes of the configuration to change (`pretrained=False` only).
         empty: Read and draw nothing; the weights are on the meta device, and all else is as ever.
-        attn_implementation: transformers' name of the attention function.
+        attn_implementation: transformers' name of the attention function; None takes sdpa where
+            the model has it, else eager.
 
     Returns:
         The Hugging Face model.
@@ -87,7 +100,7 @@ def load_vision_model(
     Raises:
         ValueError: The checkpoint lacks weights of the model.
     """
-    config = read_config(name, revision=revision, overrides=overrides)
+    config = read_config(name, "vision_config", revision=revision, overrides=overrides)
     options = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
     return _load(AutoModel, name, config, pretrained, revision, empty, options)
 
@@ -105,8 +118,8 @@ def load_language_model(
 
     `LanguageModel` replaces its attention where it can, else it is torch's own.
     """
-    config = read_config(name, revision=revision, overrides=overrides)
-    options = {"torch_dtype": dtype, "attn_implementation": "sdpa"}
+    config = read_config(name, "text_config", revision=revision, overrides=overrides)
+    options = {"torch_dtype": dtype}
     return _load(AutoModelForCausalLM, name, config, pretrained, revision, empty, options)
 
 
@@ -114,7 +127,10 @@ def check_kind(auto: Any, name: str, config: PretrainedConfig) -> None:
     """Raise ValueError where transformers' `auto` class has no model for a configuration."""
     if type(config) not in auto._model_mapping:
         kind = "causal language model" if auto is AutoModelForCausalLM else "vision model"
-        raise ValueError(f"{name} is a {config.model_type}, which transformers has no {kind} for")
+        raise ValueError(
+            f"{name} is a {config.model_type or type(config).__name__}, which transformers has no "
+            f"{kind} for; use {EXAMPLES[auto]}"
+        )
 
 
 def _load(
@@ -128,8 +144,7 @@ def _load(
 ) -> PreTrainedModel:
     check_kind(auto, name, config)
     if empty:
-        with _parameters_on_meta():
-            return auto.from_config(copy.deepcopy(config), **options)
+        return build_empty(auto, config, **options)
     if not pretrained:
         return auto.from_config(copy.deepcopy(config), **options)
     model, report = auto.from_pretrained(
@@ -140,6 +155,14 @@ def _load(
             f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]}; a frozen tower with random parts cannot be trained against"
         )
+    return model
+
+
+def build_empty(auto: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """Build a model of transformers' `auto` class with its parameters on the meta device."""
+    with _parameters_on_meta(), no_init_weights():  # which may write to weights that it lacks
+        model = auto.from_config(copy.deepcopy(config), **options)
+    model.tie_weights()
     return model
 
 

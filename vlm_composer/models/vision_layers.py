@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+class PatchesError(ValueError):
+    """A vision model does not give a token for each patch of its images."""
+
+
 def read_patches(model: PreTrainedModel, pixel_values_B3SS: Tensor) -> Tensor:
     """Return the patches (B, N, V) of normalised pixels (B, 3, S, S) in the model's dtype.
 
     Raises:
-        ValueError: The model gives fewer tokens than the image has patches.
+        PatchesError: The model gives fewer tokens than the image has patches.
     """
     config: Any = model.config
     side = pixel_values_B3SS.shape[-1]
@@ -27,10 +31,7 @@ def read_patches(model: PreTrainedModel, pixel_values_B3SS: Tensor) -> Tensor:
     hidden = model(pixel_values_B3SS, **resize).last_hidden_state
     num_prefix = hidden.shape[1] - num_patches  # class and register tokens come first
     if num_prefix < 0:
-        raise ValueError(
-            f"{type(model).__name__} gave {hidden.shape[1]} tokens for {num_patches} "
-            "patches: a model that pools its patches cannot be used"
-        )
+        raise PatchesError(f"it gave {hidden.shape[1]} tokens for {num_patches} patches")
     return hidden[:, num_prefix:]
 
 

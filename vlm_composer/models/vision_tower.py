@@ -55,7 +55,8 @@ class VisionTower(Frozen):
         self.image_size: int = image_size or config.image_size
         if self.image_size < config.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is less than one patch of {config.patch_size} pixels"
+                f"image_size {self.image_size} is less than one patch of {config.patch_size} "
+                "pixels; set a multiple of it"
             )
         self.num_patches: int = (self.image_size // config.patch_size) ** 2
         self.hidden_size: int = config.hidden_size

@@ -21,11 +21,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vlm_composer.models.fake_tensors import NEED_NUMBERS, fake_weights
 from vlm_composer.models.packed_attention import attention_kernel
 from vlm_composer.models.packing import IGNORE_INDEX, PackedRows, pack
 from vlm_composer.models.vlm import AnswerLoss, VisionLanguageModel
@@ -48,6 +49,10 @@ class ActivationBytes:
 
     kept: int
     peak: int
+
+
+class InconclusiveError(ValueError):
+    """Memory cannot be estimated without weights."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -115,13 +120,22 @@ def measure_activations(
 
     Returns:
         The bytes, for the flash attention of a GPU.
+
+    Raises:
+        InconclusiveError: What the model computes depends on its weights.
     """
     mode = FakeTensorMode()
     fake_weights(model, mode)
     images, rows = sample_batch(model, microbatch_size, prompt_tokens, answer_tokens)
     images, rows = fake_batch(mode, images, rows)
-    with mode, attention_kernel(_flash_attention):
-        return measure_step(model, images, rows, autocast_dtype)
+    try:
+        with mode, attention_kernel(_flash_attention):
+            return measure_step(model, images, rows, autocast_dtype)
+    except NEED_NUMBERS as error:
+        raise InconclusiveError(
+            "memory of a micro-batch is inconclusive: what a tower computes depends on its "
+            "weights, as where experts are chosen; try one step on the device"
+        ) from error
 
 
 def measure_step(
@@ -171,31 +185,6 @@ def sample_batch(
     )
     side = model.vision_tower.image_size
     return torch.zeros(microbatch_size, 3, side, side, dtype=torch.uint8), rows
-
-
-def fake_weights(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace parameters and buffers by fake tensors on the "cpu"; tied ones stay tied."""
-    made: dict[int, Any] = {}
-
-    def fake(tensor: Tensor) -> Any:
-        if id(tensor) not in made:
-            with torch.no_grad():
-                shape = tensor.detach().to("meta")
-            standing = FakeTensor(mode, shape, torch.device("cpu"))
-            made[id(tensor)] = (
-                nn.Parameter(standing, tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else standing
-            )
-        return made[id(tensor)]
-
-    replaced: list[Tensor] = []  # kept until the end, for ids must not be used twice
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in list(tensors.items()):
-                if tensor is not None:
-                    replaced.append(tensor)
-                    tensors[name] = fake(tensor)
 
 
 def fake_batch(mode: FakeTensorMode, images: Tensor, rows: PackedRows) -> tuple[Tensor, PackedRows]:

@@ -44,7 +44,7 @@ class Weights:
         llm = model.language_model.model
         embedding, head = llm.get_input_embeddings(), llm.get_output_embeddings()
         tables = {id(m.weight): _bytes(m) for m in (embedding, head)}
-        layers = [_bytes(layer) for layer in getattr(llm.base_model, "layers", [])]
+        layers = [_bytes(layer) for layer in getattr(model.language_model.decoder, "layers", [])]
         units = [*tables.values(), *layers, _bytes(model.connector)]
         return cls(
             towers=_bytes(model.vision_tower) + _bytes(llm),

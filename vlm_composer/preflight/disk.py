@@ -15,12 +15,16 @@ from composer.core import Time, TimeUnit
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
 
-from vlm_composer.assembly import assemble_connector, vision_settings
+from vlm_composer.assembly import (
+    assemble_connector,
+    language_config,
+    vision_config,
+    vision_settings,
+)
 from vlm_composer.config import TrainConfig
 from vlm_composer.data.cache_room import disk_needs, existing
 from vlm_composer.data.leftovers import SHARED_MEMORY
 from vlm_composer.data.mixing import epoch_size
-from vlm_composer.models.tower_loading import read_config
 from vlm_composer.plan import CHECKPOINT_BYTES_PER_PARAMETER
 from vlm_composer.preflight.finding import Findings, counted, readable
 from vlm_composer.preflight.shards import Side, mix_of_side
@@ -140,10 +144,7 @@ def _checkpoints(config: TrainConfig, sides: Mapping[str, Side]) -> list[_Need]:
 
 
 def _checkpoint_bytes(config: TrainConfig) -> int:
-    widths = [
-        read_config(t.name, revision=t.revision, overrides=t.config_overrides).hidden_size
-        for t in (config.vision_tower, config.language_model)
-    ]
+    widths = [read(config).hidden_size for read in (vision_config, language_config)]
     with torch.device("meta"):
         return CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(
             assemble_connector(config, *widths)

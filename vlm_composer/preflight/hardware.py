@@ -10,17 +10,16 @@ import psutil
 import torch
 from composer.utils import dist
 
+from vlm_composer.assembly import compile_refusal, fusing_refusal
 from vlm_composer.config import TrainConfig
+from vlm_composer.planning.activations import InconclusiveError
 from vlm_composer.planning.choose import weights_and_activations
 from vlm_composer.planning.estimate import FREE_SHARE, memory_of_a_rank
 from vlm_composer.preflight.finding import Findings, readable
 from vlm_composer.training.hardware import (
     CONTROL_GROUP,
-    compile_obstacle,
     container_limit,
-    fusing_obstacle,
     has_native_bf16,
-    storage_dtype,
 )
 from vlm_composer.training.parallelism import ranks_of_a_copy
 
@@ -44,13 +43,9 @@ def check_device(config: TrainConfig, device: str) -> Findings:
             "slower than fp32, or more",
             advice,
         )
-    if config.compile_blocks is True and (obstacle := compile_obstacle(device)):
-        found.fail(
-            f"compile_blocks: true, but {obstacle}", "install it, or set compile_blocks: auto"
-        )
-    obstacle = fusing_obstacle(device, storage_dtype(config.vision_tower.dtype, device))
-    if config.vision_tower.fuse_gelu is True and obstacle is not None:
-        found.fail(f"vision_tower.fuse_gelu: true, but {obstacle}", "set it to auto")
+    for refusal in (compile_refusal(config, device), fusing_refusal(config, device)):
+        if refusal is not None:
+            found.fail(*refusal)
     return found
 
 
@@ -74,7 +69,11 @@ def check_memory(config: TrainConfig, device: str) -> Findings:
     if config.parallelism == "auto":
         return found  # it could not be decided, which is told
     with found.failing():
-        parts = _memory_parts(config, device)
+        try:
+            parts = _memory_parts(config, device)
+        except InconclusiveError as error:
+            found.warn(*str(error).split("; "))
+            return found
         free = free_memory(device)
         total, activations = parts.pop("total"), parts["activations"]
         largest = ", ".join(

@@ -6,18 +6,28 @@ No weight is read.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from requests import ConnectionError, Timeout
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 
-from vlm_composer.assembly import assemble_template
+from vlm_composer.assembly import (
+    assemble_template,
+    check_vision_architecture,
+    language_config,
+    vision_config,
+    vision_warnings,
+)
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.model import TowerConfig
+from vlm_composer.config.model import LanguageModelConfig, TowerConfig
+from vlm_composer.data.template import check_token_ids
+from vlm_composer.models import tower_check
 from vlm_composer.models.positions import count_positions
-from vlm_composer.models.tower_loading import bundled_or_given, check_kind, read_config
+from vlm_composer.models.tower_loading import bundled_or_given
 from vlm_composer.models.vision_layers import layers_below
 from vlm_composer.preflight.finding import Findings
 
@@ -30,19 +40,16 @@ def check_vision_tower(config: TrainConfig, *, reads_weights: bool = True) -> Fi
     found, tower = Findings(), config.vision_tower
     if reads_weights:
         _find_weights(found, "vision_tower", tower)
-    if not (shape := _configuration(found, tower)):
+    if not (shape := _configuration(found, tower, lambda: vision_config(config))):
         return found
     with found.failing():
-        check_kind(AutoModel, tower.name, shape)
+        for warning in vision_warnings(config):
+            found.warn(*warning)
+        check_vision_architecture(config)
         layers = shape.num_hidden_layers
         if tower.layer != -1:
             layers = layers_below(tower.layer, layers)
         side = tower.image_size or shape.image_size
-        if side < shape.patch_size:
-            raise ValueError(
-                f"vision_tower.image_size: {side} is less than one patch of {shape.patch_size} "
-                "pixels; set a multiple of it"
-            )
         patches = (side // shape.patch_size) ** 2
         found.ok(f"{tower.name}: {layers} layers, {patches} patches of {side} × {side} pixels")
     return found
@@ -53,10 +60,10 @@ def check_language_model(config: TrainConfig, *, reads_weights: bool = True) -> 
     found, tower = Findings(), config.language_model
     if reads_weights:
         _find_weights(found, "language_model", tower)
-    if not (shape := _configuration(found, tower)):
+    if not (shape := _configuration(found, tower, lambda: language_config(config))):
         return found
     with found.failing():
-        check_kind(AutoModelForCausalLM, tower.name, shape)
+        tower_check.check_language_model(tower.name, shape)
         if config.parallelism in ("shard", "hybrid") and shape.tie_word_embeddings:
             raise ValueError(
                 f"parallelism: {config.parallelism} does not work with {tower.name}, whose "
@@ -81,12 +88,19 @@ def check_tokenizer(config: TrainConfig) -> Findings:
         found.fail(f"tokenizer: {obstacle}")
         return found
     with found.failing():
-        image_token = assemble_template(config).image_token_id
-        shape = _configuration(Findings(), tower)
-        rows = getattr(shape, "vocab_size", None)
-        if rows is None:
+        template = assemble_template(config)
+        image_token = template.image_token_id
+        shape = _configuration(Findings(), tower, lambda: language_config(config))
+        if shape is None:
             found.ok(f"{name}: <image_patch> is {image_token}")
-        elif image_token < rows:
+            return found
+        try:
+            rows = tower_check.check_language_model(tower.name, shape)
+        except ValueError:  # which is found for the language model
+            return found
+        check_token_ids(template.tokenizer, rows, name=name, language_model=tower.name)
+        _compare_with_own(found, tower, template.tokenizer)
+        if image_token < rows:
             found.ok(f"{name}: <image_patch> is {image_token}, in a table of {rows:,} rows")
         else:
             found.ok(
@@ -96,7 +110,25 @@ def check_tokenizer(config: TrainConfig) -> Findings:
     return found
 
 
-def _configuration(found: Findings, tower: TowerConfig) -> PretrainedConfig | None:
+def _compare_with_own(found: Findings, tower: LanguageModelConfig, tokenizer: Any) -> None:
+    """Warn of another tokenizer than the language model's own, where that is at hand."""
+    if (tower.tokenizer or tower.name) == tower.name:
+        return
+    if _local(tower.name, tower.revision, "tokenizer_config.json") is None:
+        return
+    own = AutoTokenizer.from_pretrained(tower.name, revision=tower.revision or "main").get_vocab()
+    theirs = tokenizer.get_vocab()
+    if other := sorted(token for token, id in own.items() if theirs.get(token) != id):
+        found.warn(
+            f"the tokenizer {tower.tokenizer} has another id, or none, for {len(other):,} of the "
+            f"{len(own):,} tokens of {tower.name}'s own, such as {other[0]!r}",
+            "leave language_model.tokenizer out, unless the model was trained with this one",
+        )
+
+
+def _configuration(
+    found: Findings, tower: TowerConfig, read: Callable[[], PretrainedConfig]
+) -> PretrainedConfig | None:
     """A tower's configuration; None where it cannot be read, which is then found."""
     source = tower.name if tower.revision else bundled_or_given(tower.name)
     if obstacle := _obstacle(source, tower.revision, "config.json"):
@@ -104,7 +136,7 @@ def _configuration(found: Findings, tower: TowerConfig) -> PretrainedConfig | No
             found.fail(obstacle)
         return None
     with found.failing():
-        return read_config(tower.name, revision=tower.revision, overrides=tower.config_overrides)
+        return read()
     return None
 
 

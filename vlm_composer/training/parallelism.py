@@ -172,7 +172,8 @@ def choose_units(model: VisionLanguageModel) -> None:
     units = (
         vision_layers
         | decoder_layers
-        | {id(m) for m in (model.connector, model.vision_tower, llm.base_model, embedding, head)}
+        | {id(m) for m in (model.connector, model.vision_tower, embedding, head)}
+        | {id(model.language_model.decoder)}
     )
     hooks: Any = model
     hooks.fsdp_wrap_fn = lambda module: id(module) in units

@@ -124,12 +124,12 @@ class StepTimes(StepReport):
         del logger
         if state.device.name == "gpu":
             self.clock = CudaClock()
-        llm = self._vlm.language_model.model
+        llm = self._vlm.language_model
         self._unhook()
         self._hook(self._vlm.vision_tower, "vision")
         self._hook(self._vlm.connector, "connector")
-        self._hook(llm.base_model, "llm_forward")
-        self._hook(llm.get_output_embeddings(), "head_and_loss")
+        self._hook(llm.decoder, "llm_forward")
+        self._hook(llm.model.get_output_embeddings(), "head_and_loss")
         for optimizer in state.optimizers:
             self._hooks.append(
                 optimizer.register_step_post_hook(lambda *_: self._end_lap("optimizer"))

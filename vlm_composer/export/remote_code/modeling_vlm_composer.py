@@ -169,16 +169,19 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
             raise ValueError("pixel_values have no place in inputs_embeds; give input_ids")
         if position_ids is None and begins and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        options = {"position_ids": position_ids, "cache_position": cache_position, **kwargs}
+        options = {
+            "position_ids": position_ids,
+            "cache_position": cache_position,
+            "past_key_values": past_key_values,
+        }
         if labels is None:
             options["logits_to_keep"] = logits_to_keep
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             labels=labels,
             use_cache=use_cache,
-            **self._known_to_language_model(options),
+            **self._known_to_language_model(options, kwargs),
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -216,7 +219,8 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> Any:
-        return self.language_model.base_model
+        base = self.language_model.base_model
+        return self.language_model.get_decoder() if base is self.language_model else base
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave the connector as its own modules draw it, and the towers as they do."""
@@ -238,12 +242,16 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
         tokens_IKD = self.get_image_features(pixel_values).to(inputs_embeds)
         return inputs_embeds.masked_scatter(is_image_BT[..., None], tokens_IKD)
 
-    def _known_to_language_model(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what an older model of transformers does not take."""
+    def _known_to_language_model(
+        self, options: dict[str, Any], more: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Leave out what a model of transformers does not take; of `options` also what it does not
+        name, for BLOOM takes anything and raises."""
         known = inspect.signature(self.language_model.forward).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            return options
-        return {key: value for key, value in options.items() if key in known}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        return {key: value for key, value in options.items() if key in known} | {
+            key: value for key, value in more.items() if takes_any or key in known
+        }
 
     def _load_towers(
         self, vision_tower: str | None, language_model: str | None, device_map: Any

@@ -1,0 +1,156 @@
+"""What an export says of its run: every data set, the commonest prompt, and what is not known."""
+
+import ast
+import dataclasses
+import json
+import shutil
+import typing
+from pathlib import Path
+
+import pytest
+
+from exports import train_and_export
+from mixtures import mixed
+from tiny import tiny_qwen3, tiny_siglip
+from vlm_composer import report
+from vlm_composer.config import TrainConfig
+from vlm_composer.config.changes import _FREE
+from vlm_composer.config.data import LoaderConfig, StreamConfig
+from vlm_composer.export.exporting import export_checkpoint
+from vlm_composer.export.facts import COPIED, DEFAULT_PROMPT, commonest_prompt
+from vlm_composer.training.run_facts import Facts
+
+
+@pytest.fixture(scope="module")
+def streams(two_sets, tmp_path_factory):
+    """A run over two data sets, of a copy whose files a test may change."""
+    folder = tmp_path_factory.mktemp("streams")
+    data = shutil.copytree(two_sets, folder / "data")
+    section = mixed(data, {"emoji": {"repeat": 2}, "llava": {}})
+    return data, train_and_export(folder, two_sets / "emoji", tiny_siglip, tiny_qwen3,
+                                  train_loader=section)  # fmt: skip
+
+
+def facts_of(folder):
+    return json.loads((folder / "vlm_composer.json").read_bytes())
+
+
+def test_a_card_names_every_data_set_and_asks_their_commonest_prompt(streams, tmp_path):
+    data, exported = streams
+    places = [str(data / name / "train") for name in ("emoji", "llava")]
+    assert facts_of(exported.folder)["run"]["data"]["names"] == places
+    # Made by hand: 40 of emoji, twice, against 50 of llava.
+    for name, prompt, samples in (("emoji", "<image>\nWho?", 40), ("llava", "<image>\nWhat?", 50)):
+        quality = json.loads((data / name / "quality.json").read_bytes())
+        quality["prompts"] = [{"prompt": prompt, "samples": samples}]
+        (data / name / "quality.json").write_text(json.dumps(quality))
+    out = export_checkpoint(exported.checkpoints, tmp_path / "out")
+    assert facts_of(out)["default_prompt"] == "<image>\nWho?"
+    card = (out / "README.md").read_text()
+    assert all(f"`{place}`" in card for place in places)
+    assert "asks '<image>\\nWho?': the commonest of the training data" in card
+
+
+def test_what_is_not_known_of_the_prompts_is_said(streams, tmp_path, caplog):
+    data, exported = streams
+    (data / "llava" / "quality.json").unlink()
+    out = export_checkpoint(exported.checkpoints, tmp_path / "out")
+    why = f"{data}/llava/train has no quality.json of its conversion within reach"
+    assert facts_of(out)["default_prompt"] == DEFAULT_PROMPT
+    assert f"asks {DEFAULT_PROMPT!r}: a default, for {why}" in (out / "README.md").read_text()
+    (record,) = [one for one in caplog.records if "Default prompt" in one.message]
+    assert record.levelname == "WARNING"
+    assert why in record.message
+
+
+def loader_of(folder, weights, prompts):
+    """Data sets with a quality.json each."""
+    sections = {}
+    for name, weight in weights.items():
+        (folder / name / "train").mkdir(parents=True)
+        quality = {"samples": sum(prompts[name].values())}
+        quality["prompts"] = [{"prompt": p, "samples": n} for p, n in prompts[name].items()]
+        (folder / name / "quality.json").write_text(json.dumps(quality))
+        sections[name] = StreamConfig(str(folder / name / "train"), **weight)
+    return LoaderConfig(streams=sections)
+
+
+A, B = "<image>\nA", "B <image>"
+
+
+@pytest.mark.parametrize(
+    ("weights", "commonest"),
+    [
+        ({"one": {}, "two": {}}, B),  # 30 × A; 40 × B
+        ({"one": {"repeat": 2.0}, "two": {}}, A),  # 60; 40
+        ({"one": {"choose": 50}, "two": {"choose": 49}}, A),
+        ({"one": {"proportion": 0.4}, "two": {"proportion": 0.6}}, B),
+    ],
+)
+def test_prompts_are_weighted_as_an_epoch_takes_them(tmp_path, weights, commonest):
+    loader = loader_of(tmp_path, weights, {"one": {A: 30}, "two": {B: 40}})
+    assert commonest_prompt(loader)[0] == commonest
+
+
+def test_features_have_the_prompts_of_their_images(tmp_path):
+    loader_of(tmp_path, {"images": {}}, {"images": {A: 3}})
+    (tmp_path / "features" / "train").mkdir(parents=True)
+    made_of = {"sources": {"train": {"from": str(tmp_path / "images" / "train")}}}
+    (tmp_path / "features" / "summary.json").write_text(json.dumps(made_of))
+    source = StreamConfig(str(tmp_path / "features" / "train"))
+    assert commonest_prompt(LoaderConfig(streams={"one": source}))[0] == A
+
+
+@pytest.mark.parametrize(
+    ("quality", "why"),
+    [
+        ("{", "cannot be read"),
+        ('{"prompts": []}', "cannot be read"),
+        (json.dumps({"samples": 1, "prompts": [{"prompt": "<image>" + "x" * 193, "samples": 1}]}),
+         "the commonest prompt is cut"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_told(tmp_path, quality, why):
+    loader = loader_of(tmp_path, {"one": {}}, {"one": {A: 1}})
+    (tmp_path / "one" / "quality.json").write_text(quality)
+    prompt, reason = commonest_prompt(loader)
+    assert prompt is None
+    assert why in reason
+
+
+def test_sets_of_one_conversion_are_not_weighted_by_guess(tmp_path):
+    quality = {"samples": 3, "prompts": [{"prompt": A, "samples": 3}]}
+    (tmp_path / "quality.json").write_text(json.dumps(quality))
+    sections = {name: StreamConfig(str(tmp_path / name / "train")) for name in ("one", "two")}
+    assert commonest_prompt(LoaderConfig(streams=sections))[0] == A
+    sections["one"].repeat = 3.0
+    prompt, why = commonest_prompt(LoaderConfig(streams=sections))
+    assert prompt is None
+    assert "streams.one and streams.two are of one conversion" in why
+
+
+def keys_of(schema, prefix=""):
+    """Dotted keys of a dataclass, those of its sections too."""
+    for name, hint in typing.get_type_hints(schema).items():
+        yield prefix + name
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from keys_of(part, f"{prefix}{name}.")
+
+
+def test_readers_of_settings_name_keys_that_the_schema_has():
+    """`run.json` and checkpoints hold settings as plain dictionaries."""
+    known = set(keys_of(TrainConfig))
+    read = set(COPIED)
+    facts = set()
+    for path in Path(report.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fact":
+                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                facts |= set(names[:1])
+                read |= {".".join(names[1:])} if names[:1] == ["config"] else set()
+    assert len(read) > len(COPIED)
+    assert read <= known
+    assert facts <= {field.name for field in dataclasses.fields(Facts)}
+    for start in _FREE:
+        assert any(key.startswith(start) for key in known), start
