@@ -55,7 +55,7 @@ def test_what_is_not_known_of_the_prompts_is_said(streams, tmp_path, caplog):
     data, exported = streams
     (data / "llava" / "quality.json").unlink()
     out = export_checkpoint(exported.checkpoints, tmp_path / "out")
-    why = f"{data}/llava/train has no quality.json of its conversion within reach"
+    why = f"{data}/llava/train has no quality.json of its conversion on this machine"
     assert facts_of(out)["default_prompt"] == DEFAULT_PROMPT
     assert f"asks {DEFAULT_PROMPT!r}: a default, for {why}" in (out / "README.md").read_text()
     (record,) = [one for one in caplog.records if "Default prompt" in one.message]

@@ -113,4 +113,6 @@ def test_positions_that_a_configuration_has_under_other_names():
 
 
 def test_the_full_recipe_fits():
-    assert count_positions(read_config("Qwen/Qwen3-8B-Base")) == (32768, "max_position_embeddings")
+    assert count_positions(read_config("Qwen/Qwen3-8B-Base", "text_config")) == (
+        *(32768, "max_position_embeddings"),
+    )

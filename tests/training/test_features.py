@@ -1,21 +1,26 @@
 """Training from features is training from their images, without the vision tower."""
 
+import json
+
 import pytest
 import torch
 from composer.utils import dist, reproducibility
 
 from convert import convert_llava
 from convert.feature_pass import make_features
+from hostile_json import VALUES, leaves, replaced
 from runs import last, run
 from tiny import save_tower, tiny_siglip, write_pairs
 from vlm_composer import train
 from vlm_composer.assembly import assemble_model, assemble_template, vision_settings
-from vlm_composer.data.features import Features
+from vlm_composer.data.features import Features, FeaturesError, VisionSettings
 from vlm_composer.data.opening import open_dataset
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.loaders import assemble_encoder
+from vlm_composer.mds.index import Index, ShardEntry, ShardFile
 from vlm_composer.models.composer_model import ComposerVLM
 from vlm_composer.models.vision_tower import VisionTower
+from vlm_composer.training.towers_identity import check_features
 
 
 @pytest.fixture
@@ -191,6 +196,37 @@ def test_other_weights_of_the_same_shape_are_refused(configs, tiny_yaml, tmp_pat
     error = capsys.readouterr().err
     assert f"features are of another vision_tower: weights_hash {theirs}" in error
     assert f"({other})" in error
+
+
+def test_every_value_of_a_description_may_be_hostile(tmp_path):
+    """It is refused, or it is what another tower could have; nothing else happens."""
+    settings = VisionSettings(-2, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3, "pil")
+    tower = dict.fromkeys(("name", "revision", "dtype", "config_hash", "weights_hash"), "x")
+    features = Features(tower, settings, "fp16", 16, 48, shuffle_units=[3, 4])
+    file = ShardFile("shard.00000.mds", 1 << 20, {})
+    index = Index(features.columns, (ShardEntry(7, file, None, None),))
+    path = tmp_path / "features.json"
+    document = json.loads(features.to_json())
+    accepted, said = [], []
+    for place in leaves(document):
+        for new in VALUES:
+            path.write_text(json.dumps(replaced(document, place, new)))
+            try:
+                found = Features.read(path)
+                found.check_index(index, "here")
+                found.check_settings(settings, "here")
+                check_features([found], {"vision_tower": tower})
+            except FeaturesError as error:
+                said.append(str(error))
+            else:
+                accepted.append(place)
+    assert {place[0] for place in accepted} <= {"vision_tower"}, "of which names are not compared"
+    assert all(text.isprintable() and len(text) < 700 for text in said)
+    path.write_bytes(b" " * ((1 << 26) + 1))
+    with pytest.raises(FeaturesError, match="it has more than the 67108864 bytes that are read"):
+        Features.read(path)
+    path.write_text(features.to_json())
+    assert Features.read(path) == features
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"dtype": "bf16"}'])

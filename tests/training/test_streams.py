@@ -173,5 +173,7 @@ def test_features_of_other_shards_are_refused(tiny_config, features):
     described["shuffle_units"][0] += 1
     (folder / "features.json").write_text(json.dumps(described))
     loader = {"streams": {"emoji": {"local": str(folder)}}, "num_workers": 0}
-    with pytest.raises(ValueError, match=r"emoji: features.json tells of 21 samples, .* hold 20;"):
+    with pytest.raises(
+        ValueError, match=r"emoji/train: features.json tells of 21 samples, .* hold 20;"
+    ):
         start(tiny_config(train_loader=loader))
