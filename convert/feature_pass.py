@@ -42,6 +42,7 @@ from vlm_composer.data.opening import open_dataset
 from vlm_composer.loaders import claim_data
 from vlm_composer.mds.index import FEATURES_FILE
 from vlm_composer.models.vision_tower import VisionTower
+from vlm_composer.plain_text import say
 from vlm_composer.training.hardware import choose_device
 from vlm_composer.training.towers_identity import identify_tower
 
@@ -97,7 +98,7 @@ def make_features(
     claim_data(config)
     settings = vision_settings(config)
     for warning in vision_warnings(config):
-        print("warning: {}; {}".format(*warning), file=sys.stderr)
+        say("warning: {}; {}".format(*warning))
     sides = {side: _open_images(config, source) for side, source in sources.items()}
 
     unwritten = _describe(config, device, dtype, settings, sides)
