@@ -11,8 +11,10 @@ import pytest
 from streaming import MDSWriter
 
 from hostile_json import VALUES, leaves, replaced
+from vlm_composer.config.data import LoaderConfig
+from vlm_composer.config.loader import build
 from vlm_composer.export import __main__ as command
-from vlm_composer.export.facts import commonest_prompt
+from vlm_composer.export import facts
 from vlm_composer.export.loading import load_processor
 
 PROMPT = "<image>\nWhat is it?"
@@ -22,7 +24,12 @@ def settings_of(*places, **more):
     streams = {f"s{number}": {"local": str(place)} for number, place in enumerate(places)}
     if len(places) == 1:
         return {"train_loader": {"dataset": {"local": str(places[0]), **more}}}
-    return {"train_loader": {"dataset": {"streams": streams}}}
+    return {"train_loader": {"streams": streams}}
+
+
+def commonest_prompt(settings):
+    loader = build(LoaderConfig, settings["train_loader"], "", [])
+    return facts.commonest_prompt(loader)[0]
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def test_the_commonest_of_a_conversion(quality, shards, tmp_path):
     assert commonest_prompt(quality(PROMPT, "other <image>")) == PROMPT
     data = tmp_path / "data"
     assert commonest_prompt(settings_of(data / "emoji" / "train")) == PROMPT
-    assert commonest_prompt(settings_of(tmp_path / "no/train", data / "train")) == PROMPT
+    assert commonest_prompt(settings_of(tmp_path / "no/train", data / "train")) is None
     assert commonest_prompt(settings_of("/tmp/cache", remote=str(data / "train"))) == PROMPT
     counted = json.loads((shards / "quality.json").read_text())["prompts"]
     assert commonest_prompt(settings_of(shards / "train")) == counted[0]["prompt"]
@@ -84,7 +91,10 @@ def test_nothing_is_asked_of_a_store_and_nothing_else_is_opened(tmp_path):
     here = None
     names = {os.fspath(name) for event, name in opened}
     assert {event for event, _ in opened} <= {"open"}
-    assert names == {str(tmp_path / "data/quality.json"), str(tmp_path / "quality.json")}
+    small = ("quality.json", "summary.json")
+    mine = {name for name in names if name.startswith(str(tmp_path))}
+    assert mine == {str(tmp_path / folder / name) for folder in ("data", "") for name in small}
+    assert {Path(name).name for name in names} == {*small}
 
 
 BAD = (
@@ -129,4 +139,4 @@ def test_a_prompt_that_is_given(qwen_export, tmp_path, capsys):
     assert command.main([*arguments, PROMPT]) == 0
     assert load_processor(tmp_path / "out").default_prompt == PROMPT
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "a default that is not taken from the training data" in card
+    assert f"asks {PROMPT!r}: as given to the export" in card

@@ -1,7 +1,6 @@
 """run.json says what a run was, and a resumed run goes on in it."""
 
 import json
-from dataclasses import asdict
 from datetime import datetime
 
 import pytest
@@ -22,7 +21,7 @@ def test_what_a_run_was(tiny_config, tmp_path):
     trainer, vlm, _ = run(config)
     facts = facts_of(tmp_path)
     assert facts["run_name"] == "tiny"
-    assert facts["config"] == json.loads(json.dumps(asdict(config)))
+    assert facts["config"] == json.loads(json.dumps(config.recorded()))
     assert facts["seeds"] == {"seed": 17, "shuffle_seed": 17}
     assert torch.__version__.startswith(facts["versions"]["torch"].partition("+")[0])
     assert {"python", "mosaicml", "mosaicml-streaming", "transformers"} <= facts["versions"].keys()

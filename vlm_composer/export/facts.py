@@ -107,8 +107,10 @@ def commonest_prompt(loader: LoaderConfig) -> tuple[str | None, str]:
             return None, f"{source.place} has no {_QUALITY} of its conversion on this machine"
         try:
             content = parse_object(quality)
-            weight = _samples_taken(source, content["samples"])
-            prompts = {str(one["prompt"]): weight * one["samples"] for one in content["prompts"]}
+            weight = _samples_taken(source, content)
+            prompts = {one["prompt"]: weight * one["samples"] for one in content["prompts"]}
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise TypeError("a prompt is not text")
         except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             return None, f"the {_QUALITY} of {source.place} cannot be read ({error!r})"
         if quality in seen and any(one.weight for one in loader.sources.values()):
@@ -125,12 +127,12 @@ def commonest_prompt(loader: LoaderConfig) -> tuple[str | None, str]:
     return prompt, "the commonest of the training data"
 
 
-def _samples_taken(source: StreamConfig, samples: int) -> float:
+def _samples_taken(source: StreamConfig, quality: Mapping[str, Any]) -> float:
     """Weight of a sample of a data set in an epoch; shares are relative to each other."""
     if source.repeat is not None:
         return source.repeat
     taken = source.choose if source.choose is not None else source.proportion
-    return 1.0 if taken is None else taken / samples
+    return 1.0 if taken is None else taken / quality["samples"]
 
 
 def _quality_of(place: str) -> bytes | None:
