@@ -109,8 +109,8 @@ def commonest_prompt(loader: LoaderConfig) -> tuple[str | None, str]:
             content = parse_object(quality)
             weight = _samples_taken(source, content)
             prompts = {one["prompt"]: weight * one["samples"] for one in content["prompts"]}
-            if not all(isinstance(prompt, str) for prompt in prompts):
-                raise TypeError("a prompt is not text")
+            if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+                raise TypeError("its prompts are not texts")
         except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             return None, f"the {_QUALITY} of {source.place} cannot be read ({error!r})"
         if quality in seen and any(one.weight for one in loader.sources.values()):
