@@ -14,7 +14,7 @@ from convert.journal import Journal, check_same
 from convert.split import SIDES
 from convert.summary import Summary
 
-_OF_A_SIDE = re.compile(r"index\.json|features\.json|shard(\.\d{5,}){1,2}\.mds")
+_OF_A_SIDE = re.compile(r"index\.json|features\.json|shard(\.[0-9]{5,}){1,2}\.mds")
 _TOP = (SUMMARY, REJECTS, QUALITY)
 
 

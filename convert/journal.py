@@ -26,7 +26,7 @@ from convert.errors import ConversionError
 from convert.tasks import Report
 
 _PLAN = "plan.json"
-_REPORT = re.compile(r"(\d{5,})\.json")
+_REPORT = re.compile(r"([0-9]{5}|[1-9][0-9]{5,17})\.json")
 
 EXCEPTIONS_NAME = "exceptions.npy"
 

@@ -16,7 +16,7 @@ from convert.sources.files import is_url, list_bucket, stamp
 
 _MAX_FILES = 1_000_000
 _braces = re.compile(r"\{([^{}]*)\}")
-_numbers = re.compile(r"(\d+)\.\.(\d+)")
+_numbers = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 _wild = re.compile(r"[*?\[]")
 
 
