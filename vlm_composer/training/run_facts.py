@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.local_files import move_durably, partial_path
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.outages import MissingFileError, best_effort
 from vlm_composer.storage import open_store
 from vlm_composer.training.freezing import parts
 from vlm_composer.training.hardware import device_memory
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 """Name of the file in the run's folder."""
 
+MAX_SUMMARY_BYTES = 10_000_000
+"""A larger `summary.json` is not one of `python -m convert`."""
 _PACKAGES = (
     "vlm-composer",
     "torch",
@@ -143,12 +145,14 @@ class RunFacts(Callback):
             return
         self._clock = time.monotonic()
         batch = state.timestamp.batch.value
-        facts = self._collect(state.device.name)
-        if batch:
-            facts.resumed_at.append(batch)
-            self._take_over(facts)
-        facts.legs.append(Leg(batch, _now(), last_batch=batch))
-        self._facts = facts
+        with best_effort("collect what describes the run"):
+            facts = self._collect(state.device.name)
+            if batch:
+                facts.resumed_at.append(batch)
+                with best_effort(f"read {self.path}"):
+                    self._take_over(facts)
+            facts.legs.append(Leg(batch, _now(), last_batch=batch))
+            self._facts = facts
         self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -189,15 +193,16 @@ class RunFacts(Callback):
 
     def _take_over(self, facts: Facts) -> None:
         """Take what earlier legs left in the file; on another machine there may be none."""
-        try:
-            before = json.loads(self.path.read_text(encoding="utf-8"))
-            facts.started = before["started"]
-            facts.resumed_at = [*before["resumed_at"], *facts.resumed_at]
-            facts.legs = [Leg(**leg) for leg in before["legs"]]
-        except FileNotFoundError:
+        if not self.path.exists():
             log.info("%s is not here: it begins with the resumed part of the run.", self.path)
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%r) and begins anew.", self.path, error)
+            return
+        before = json.loads(self.path.read_text(encoding="utf-8"))
+        legs = [
+            Leg(int(leg["batch"]), str(leg["start"]), float(leg["seconds"]), int(leg["last_batch"]))
+            for leg in before["legs"]
+        ]
+        resumed_at = [*map(int, before["resumed_at"]), *facts.resumed_at]
+        facts.started, facts.legs, facts.resumed_at = str(before["started"]), legs, resumed_at
 
     def _write(self, state: State) -> None:
         facts = self._facts
@@ -210,10 +215,15 @@ class RunFacts(Callback):
         facts.wall_seconds = sum(leg.seconds for leg in facts.legs)
         if facts.ended is not None:
             facts.ended = _now()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(self.path)
-        partial.write_text(json.dumps(asdict(facts), indent=2, default=str), encoding="utf-8")
-        move_durably(partial, self.path)
+        with best_effort(f"write {self.path}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = partial_path(self.path)
+            try:
+                text = json.dumps(asdict(facts), indent=2, default=str)
+                partial.write_text(text, encoding="utf-8")
+                move_durably(partial, self.path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def describe_parts(vlm: VisionLanguageModel) -> dict[str, dict[str, Any]]:
@@ -244,13 +254,15 @@ def _summary(section: LoaderConfig) -> dict[str, Any] | None:
     place = next(iter(section.sources.values())).place.rstrip("/")
     above = place.rpartition("/")[0]
     for folder in (above, above.rpartition("/")[0]):
-        try:
-            with tempfile.TemporaryDirectory() as here:
-                copy = Path(here, "summary.json")
-                open_store(folder or ".").get("summary.json", copy)
-                return json.loads(copy.read_bytes())
-        except (OSError, ValueError) as error:
-            log.info("No summary.json of the data in %s (%s).", folder or ".", error)
+        with best_effort(f"read summary.json of the data in {folder or '.'}"):
+            try:
+                text = open_store(folder or ".").read("summary.json", MAX_SUMMARY_BYTES + 1)
+            except MissingFileError:
+                log.info("No summary.json of the data in %s.", folder or ".")
+                continue
+            if len(text) > MAX_SUMMARY_BYTES:
+                raise ValueError(f"it has more than {MAX_SUMMARY_BYTES:,} bytes")
+            return json.loads(text)
     return None
 
 
