@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_composer.training.checkpoint_file import WEIGHTS, CheckpointFile
+from vlm_composer.training.checkpoint_file import CheckpointFile
+from vlm_composer.training.checkpoint_schema import WEIGHTS
 
 BATCHES, EPOCH = 26, 11
 """Batches of a run and of an epoch."""

@@ -15,7 +15,7 @@ from convert.split import SIDES
 from convert.summary import Summary
 from vlm_composer.mds.json_object import is_count, shown
 
-_OF_A_SIDE = re.compile(r"index\.json|features\.json|shard(\.\d{5,}){1,2}\.mds")
+_OF_A_SIDE = re.compile(r"index\.json|features\.json|shard(\.[0-9]{5,}){1,2}\.mds")
 _TOP = (SUMMARY, REJECTS, QUALITY)
 
 

@@ -28,7 +28,7 @@ from vlm_composer.mds.json_object import parse_object
 
 _PLAN = "plan.json"
 PLAN = f"{JOURNAL}/{_PLAN}"
-_REPORT = re.compile(r"(\d{5,})\.json")
+_REPORT = re.compile(r"([0-9]{5}|[1-9][0-9]{5,17})\.json")
 
 EXCEPTIONS_NAME = "exceptions.npy"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,32 @@ class Watch(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.losses.append(float(state.total_loss_dict["loss/train/total"]))
+
+
+@contextmanager
+def when_logged(module: str, text: str, action: Callable[[], object]) -> Iterator[list[str]]:
+    """Calls `action` once, when a module of the project logs a line that has `text`.
+
+    Yields:
+        The line, once it was logged.
+    """
+    seen: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage() and not seen:
+                seen.append(record.getMessage())
+                action()
+
+    logger, listener = logging.getLogger(module), Listener()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    try:
+        yield seen
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,11 @@ It is MinIO's S3 front over a folder, on a free port. It ignores If-None-Match.
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,18 @@ class S3Server(StoreServer):
             self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         )
         return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def make_uploads_older(self, seconds: float) -> None:
+        """Moves the start of every unfinished upload back, in the server's own database."""
+        self.kill()
+        with closing(sqlite3.connect(self._folder / "meta.db")) as database, database:
+            # The gateway takes the access time of an upload's folder, whose name is a UUID.
+            database.execute(
+                "UPDATE jfs_node SET atime = atime - ? WHERE inode IN "
+                "(SELECT inode FROM jfs_edge WHERE length(name) = 36)",
+                (int(seconds * 1e6),),
+            )
+        self.start()
 
     def client(self) -> Any:  # boto3 makes its classes at run time
         """A boto3 client of this server."""

@@ -1,9 +1,11 @@
 """A store that cannot be used is told in one line, before a tower is loaded."""
 
 import time
+import uuid
 
 import pytest
 
+from runs import when_logged
 from vlm_composer import train
 
 
@@ -44,8 +46,69 @@ class TestS3:
 
     def test_a_server_that_does_not_answer(self, s3_server, attempt, monkeypatch):
         monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
-        said = attempt("save_folder=s3://bucket/run")
+        said = attempt("save_folder=s3://bucket/run", "store_timeout=0")
         assert "could not write to s3://bucket/run: check the bucket's name, the endpoint" in said
+
+
+@pytest.mark.s3
+class TestOutagesAtTheStart:
+    """A store that comes back is waited for, wherever the start meets it."""
+
+    @pytest.fixture
+    def command(self, s3_server, tiny_yaml):
+        """The command of a run whose checkpoints go to a bucket; the server runs again in the
+        end."""
+        self.bucket = s3_server.make_bucket(f"outage-{uuid.uuid4().hex}")
+        path = tiny_yaml(max_duration="2ba", save_interval="2ba", eval_loader=None)
+        yield [str(path), "store_timeout=60", f"save_folder={self.bucket}/run"]
+        s3_server.start()
+
+    def waits(self, server, command, text, capsys):
+        with when_logged("vlm_composer.outages", "trying again for 60 s", server.start) as waited:
+            assert train.main(command) == 0
+        assert waited[0].startswith(f"Could not {text} ")
+        return capsys.readouterr().err
+
+    def test_from_the_first_request_on(self, s3_server, command, capsys):
+        run = f"{self.bucket}/run"
+        s3_server.kill()
+        self.waits(s3_server, command, f"write to {run}", capsys)
+        s3_server.kill()
+        again = [*command, "autoresume=true", "max_duration=3ba"]
+        said = self.waits(s3_server, again, f"write to {run}", capsys)
+        assert "Resuming after batch 2" in said
+        s3_server.kill()
+        load = [*command, "save_folder=null", f"load_path={run}", "max_duration=4ba"]
+        assert "Resuming after batch 3" in self.waits(s3_server, load, f"list {run}", capsys)
+
+    @pytest.mark.parametrize("key", ["save_folder", "load_path"])
+    def test_after_the_preflight(self, s3_server, command, capsys, key):
+        assert train.main(command) == 0
+        command += ["autoresume=true", "max_duration=3ba"]
+        if key == "load_path":
+            command += ["autoresume=false", "save_folder=null", f"load_path={self.bucket}/run"]
+        with when_logged("vlm_composer.preflight.report", "Preflight: ", s3_server.kill) as killed:
+            said = self.waits(s3_server, command, f"list {self.bucket}/run", capsys)
+        assert killed
+        assert "Resuming after batch 2" in said
+
+    def test_no_longer_than_it_may_take(self, s3_server, command, capsys):
+        """Once: what is asked of the store after that is not waited for as well."""
+        s3_server.kill()
+        command += ["store_timeout=1", f"load_path={self.bucket}/earlier"]
+        assert train.main(command) == 1
+        said = capsys.readouterr().err
+        assert said.count("trying again for 1 s") == 1
+        assert f"could not write to {self.bucket}/run: the store was away for 1 s (" in said
+        assert f"could not list {self.bucket}/earlier: check the bucket's name" in said
+
+    def test_a_preflight_waits_for_nothing(self, s3_server, command, capsys):
+        s3_server.kill()
+        assert train.main([*command, f"load_path={self.bucket}/earlier", "--preflight"]) == 1
+        said = capsys.readouterr()
+        assert "trying again" not in said.err
+        assert f"could not write to {self.bucket}/run: check the bucket's name" in said.out
+        assert f"could not list {self.bucket}/earlier: check the bucket's name" in said.out
 
 
 def test_a_place_that_is_no_store(attempt):

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that conversion needs no model code.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -18,7 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_PARTIAL = re.compile(r"\..*\.([^.]+)-([0-9]+)\.partial", re.DOTALL)
+from vlm_composer.outages import best_effort
+
+_PARTIAL = re.compile(r"\..*\.([^.]+)-([0-9]{1,7})\.partial", re.DOTALL)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin"}
@@ -82,9 +85,10 @@ def is_hidden(name: str) -> bool:
 
 
 class RunLines:
-    """A file that a run adds JSON objects to, one a line, and that a resumed run goes on in.
+    """A file that a run adds JSON objects to, one a line, and that a resumed run continues.
 
-    What was added after its checkpoint is cut off, for it comes again. One process writes it.
+    What was added after its checkpoint is cut off, for it comes again. One process writes it. The
+    file only describes the run: where it cannot be written, that is a warning.
 
     Args:
         path: The file; it is made, with its folder, with the first line.
@@ -92,21 +96,32 @@ class RunLines:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._failed = False
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a line; it is in the file when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line, whole or not at all; it is in the file when this returns."""
+        failed_before, self._failed = self._failed, True
+        with best_effort(f"write {self.path}", quiet=failed_before):
+            data = (json.dumps(line, default=lambda number: number.item()) + "\n").encode()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                if file.write(data) < len(data):  # the disk is full
+                    file.truncate(size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._failed = False
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the file ends."""
-        return {"bytes": self._size()}
+    def state_dict(self) -> dict[str, int | None]:
+        """Where the file ends; None where that cannot be seen."""
+        with best_effort(f"look at {self.path}"):
+            return {"bytes": self._size()}
+        return {"bytes": None}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         """Cut off what was added after that state."""
-        if self._size() > state["bytes"]:
-            os.truncate(self.path, state["bytes"])
+        with best_effort(f"cut {self.path}"):
+            if (end := state["bytes"]) is not None and self._size() > end:
+                os.truncate(self.path, end)
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

@@ -1,4 +1,4 @@
-"""Stores that are away: which errors time mends, how long to wait, and what to tell the user.
+"""Failures that a run survives: stores that are away, and what only describes the run.
 
 The SDKs' own retries are off (see `storage`): `ride_out` waits for as long as its caller states.
 """
@@ -10,7 +10,8 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,33 @@ class StoreError(OSError):
     """A store cannot be used; the message says why and what to do."""
 
 
-class MissingFileError(StoreError):
+class RefusedError(StoreError):
+    """The store answers, and does not do what was asked of it."""
+
+
+class MissingFileError(RefusedError):
     """The store answers, and has no such file."""
 
 
 class TooLargeError(StoreError):
     """A file of the store has more bytes than it should."""
+
+
+@contextmanager
+def best_effort(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Turn any failure into one warning: for what only describes a run and must not end it.
+
+    Nothing that all ranks must do together belongs inside: one of them would leave it early.
+
+    Args:
+        what: What is tried, for the warning, for example "write runs/demo/run.json".
+        quiet: Do not warn, for it failed the last time too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not quiet:
+            log.warning("Could not %s (%s); the run continues without it.", what, _brief(error))
 
 
 def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
@@ -48,15 +70,16 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
     Args:
         action: What to do; it may be run several times.
         what: Its name for messages, for example "download s3://…/shard.00000.00000.mds".
-        seconds: How long it may go on failing.
+        seconds: How long it may keep failing; 0 raises the first failure.
 
     Returns:
         What `action` returns.
 
     Raises:
-        StoreError: It failed in a way that time does not mend (no such bucket or object, no
-            permission, disk full), or for longer than `seconds`; or the process is ending and
-            waits for this thread.
+        RefusedError: The store answered, in a way that time does not mend (no such bucket or
+            object, no permission).
+        StoreError: It failed in another such way (disk full), or for longer than `seconds`; or the
+            process is ending and waits for this thread.
     """
     pause, deadline = 0.25, None
     while True:
@@ -66,6 +89,9 @@ def ride_out(action: Callable[[], T], what: str, seconds: float) -> T:
             raise  # it says what to do
         except Exception as error:  # each SDK raises classes of its own
             if is_permanent(error):
+                kind = StoreError if _http_status(error) is None else RefusedError
+                raise kind(f"could not {what}: {advice(error)}") from error
+            if seconds <= 0:
                 raise StoreError(f"could not {what}: {advice(error)}") from error
             if _ending.is_set():
                 raise StoreError(f"could not {what}: the process is ending") from error

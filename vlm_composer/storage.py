@@ -15,6 +15,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,6 +94,22 @@ class Store(ABC):
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
 
+    def abort_uploads(self, wanted: Callable[[str], bool], age: float) -> int:
+        """Abort uploads of large files that a killed process left unfinished.
+
+        S3 keeps their parts, and charges for them, until somebody aborts them. A folder has none;
+        Google and Azure delete theirs after a week.
+
+        Args:
+            wanted: Whether a name is one to abort.
+            age: Seconds since an upload began, under which it may still go on and is left alone.
+
+        Returns:
+            How many were aborted.
+        """
+        del wanted, age
+        return 0
+
     @contextmanager
     def named(self, action: str) -> Iterator[None]:
         """Turn the errors of an SDK into a `StoreError` that names the store and says what to do.
@@ -135,7 +152,7 @@ class FolderStore(Store):
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
             with suppress(FileNotFoundError):  # a file may go meanwhile
-                if name.startswith(prefix) and not path.is_dir():
+                if name.startswith(prefix) and path.is_file():  # no pipe, no link to itself
                     sizes[name] = path.stat().st_size
         return sizes
 
@@ -235,6 +252,19 @@ class S3Store(_Bucket):
 
     def delete(self, name: str) -> None:
         self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def abort_uploads(self, wanted: Callable[[str], bool], age: float) -> int:
+        latest = datetime.now(UTC) - timedelta(seconds=age)
+        pages = self._client.get_paginator("list_multipart_uploads")
+        old = [
+            {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix)
+            for upload in page.get("Uploads", [])
+            if upload["Initiated"] < latest and wanted(upload["Key"].removeprefix(self.prefix))
+        ]
+        for upload in old:
+            self._client.abort_multipart_upload(Bucket=self.bucket, **upload)
+        return len(old)
 
 
 class HMACGoogleStore(S3Store):

@@ -17,7 +17,7 @@ from vlm_composer.local_files import is_hidden
 
 _MAX_FILES = 1_000_000
 _braces = re.compile(r"\{([^{}]*)\}")
-_numbers = re.compile(r"(\d+)\.\.(\d+)")
+_numbers = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 _wild = re.compile(r"[*?\[]")
 
 

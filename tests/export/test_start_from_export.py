@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import uuid
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.export.exporting import export_checkpoint
 from vlm_composer.preflight.stores import check_load_path
 from vlm_composer.storage import open_store
-from vlm_composer.training.checkpoint_file import CheckpointError
+from vlm_composer.training.checkpoint_file import CheckpointError, hash_tensor
 from vlm_composer.training.checkpoint_folder import open_named
 
 
@@ -72,7 +73,7 @@ def test_one_in_a_bucket_starts_a_run(qwen_export, config_from, tmp_path, s3_ser
     url = upload(whole, s3_server.make_bucket("start-from-export"))
 
     config = config_from(url)
-    (found,) = check_load_path(config)
+    (found,) = check_load_path(config, 0)
     assert found.text == f"starts from the connector of {url}"
     downloaded = []
     store_class = type(open_store(url))
@@ -148,4 +149,73 @@ def test_a_connector_that_was_changed_is_refused(qwen_export, config_from, tmp_p
     (moved / "model.safetensors").write_bytes(data)
     assert "is not what was exported" in refusal(config_from(moved))
     (moved / "vlm_composer.json").write_text("{}")
-    assert "vlm_composer.json is damaged" in refusal(config_from(moved))
+    assert f"{moved} has format None; this version reads 1" in refusal(config_from(moved))
+
+
+def moved_export(qwen_export, tmp_path):
+    return shutil.copytree(qwen_export.folder, tmp_path / "moved")
+
+
+def change(path, field, value):
+    document = json.loads(path.read_text())
+    *keys, last = field.split(".")
+    inner = document
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", 9, "has format 9; this version reads 1"),
+        ("connector", None, "connector is None, expected an object"),
+        ("connector.hashes", [], "connector.hashes is [], expected an object of texts"),
+        ("towers", {}, "towers.vision_tower is missing"),
+        ("towers.language_model.config_hash", 1, "language_model.config_hash is 1, expected text"),
+    ],
+)
+def test_a_malformed_one_is_refused(qwen_export, config_from, tmp_path, field, value, message):
+    moved = moved_export(qwen_export, tmp_path)
+    change(moved / "vlm_composer.json", field, value)
+    said = refusal(config_from(moved))
+    assert str(moved) in said
+    assert message in said
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000], ids=["list", "cut", "deep"])
+@pytest.mark.parametrize("name", ["vlm_composer.json", "model.safetensors.index.json"])
+def test_one_without_its_documents_is_refused(qwen_export, config_from, tmp_path, name, text):
+    moved = moved_export(qwen_export, tmp_path)
+    (moved / name).write_text(text)
+    assert f"{moved}: {name} is damaged" in refusal(config_from(moved))
+
+
+def test_one_of_no_real_numbers_is_refused(qwen_export, config_from, tmp_path):
+    moved = moved_export(qwen_export, tmp_path)
+    tensors = load_file(moved / "model.safetensors")
+    tensors = {name: tensor.to(torch.complex64) for name, tensor in tensors.items()}
+    save_file(tensors, moved / "model.safetensors", {"format": "pt"})
+    hashes = {name: hash_tensor(tensor) for name, tensor in tensors.items()}
+    change(moved / "vlm_composer.json", "connector.hashes", hashes)
+    assert "holds torch.complex64, expected real numbers" in refusal(config_from(moved))
+    (moved / "model.safetensors").write_bytes(b"nothing")
+    assert f"{moved}: model.safetensors is damaged" in refusal(config_from(moved))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("name", ["../../outside.safetensors", "{absolute}", "..", "a/b", ""])
+def test_an_index_that_leads_elsewhere_is_refused(
+    qwen_export, config_from, tmp_path, s3_server, name
+):
+    outside = tmp_path / "outside.safetensors"
+    name = name.format(absolute=outside)
+    moved = moved_export(qwen_export, tmp_path)
+    index = json.dumps({"weight_map": {"connector.x": name}})
+    (moved / "model.safetensors.index.json").write_text(index)
+    expected = f"model.safetensors.index.json names {name[:80]!r}, which is not a safetensors file"
+    assert expected in refusal(config_from(moved))
+    url = upload(moved, s3_server.make_bucket(f"hostile-export-{uuid.uuid4().hex}"))
+    assert expected in refusal(config_from(url))
+    assert not outside.exists()

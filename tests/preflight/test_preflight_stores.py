@@ -29,7 +29,7 @@ def bucket(request):
 
 
 def test_looking_leaves_nothing_behind(place, tiny_config, tmp_path):
-    (found,) = check_save_folder(tiny_config(save_folder=f"{place}/a/b"))
+    (found,) = check_save_folder(tiny_config(save_folder=f"{place}/a/b"), 0)
     assert found.level == "ok"
     assert str(found) == f"{place}/a/b: written, read, deleted; no checkpoint yet"
     assert open_store(place).names() == []
@@ -37,7 +37,7 @@ def test_looking_leaves_nothing_behind(place, tiny_config, tmp_path):
 
 
 def test_a_folder_that_was_there_stays(tmp_path):
-    check_writable(open_store(tmp_path))
+    check_writable(open_store(tmp_path), 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,20 +46,20 @@ def test_a_folder_that_cannot_be_written(tiny_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     for url in (tmp_path / "file" / "below", tiny_disk / "below"):
         with pytest.raises(StoreError, match=f"could not write to {url}: check the path and its"):
-            check_writable(open_store(url))
+            check_writable(open_store(url), 0)
 
 
 def test_a_bucket_that_is_not_there(bucket):
     scheme = bucket.partition("://")[0]
     with pytest.raises(StoreError, match=f"could not write to {scheme}://no-such-bucket: there is"):
-        check_writable(open_store(f"{scheme}://no-such-bucket"))
+        check_writable(open_store(f"{scheme}://no-such-bucket"), 0)
 
 
 @pytest.mark.s3
 def test_a_key_that_is_refused(s3_server, tiny_config, monkeypatch):
     bucket = s3_server.make_bucket("preflight-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    (found,) = check_save_folder(tiny_config(save_folder=bucket))
+    (found,) = check_save_folder(tiny_config(save_folder=bucket), 0)
     assert found.level == "failure"
     assert "it was refused; check the credentials and their permissions" in found.text
 
@@ -80,14 +80,14 @@ def put_checkpoint(place, tmp_path):
 )
 def test_checkpoints_of_another_run(place, tiny_config, tmp_path, changes, level, text):
     put_checkpoint(place, tmp_path)
-    (found,) = check_save_folder(tiny_config(save_folder=place, **changes))
+    (found,) = check_save_folder(tiny_config(save_folder=place, **changes), 0)
     assert found.level == level
     assert text in found.text
     assert len(open_store(place).names()) == 2
 
 
 def test_a_run_that_keeps_nothing_is_told_so(tiny_config):
-    (found,) = check_save_folder(tiny_config())
+    (found,) = check_save_folder(tiny_config(), 0)
     assert found.level == "warning"
     assert "no checkpoint is written; set save_folder" in str(found)
 
@@ -95,11 +95,11 @@ def test_a_run_that_keeps_nothing_is_told_so(tiny_config):
 def test_a_checkpoint_to_start_from(place, tiny_config, tmp_path):
     put_checkpoint(place, tmp_path)
     for path in (place, f"{place}/ep0-ba10.safetensors"):
-        (found,) = check_load_path(tiny_config(load_path=path))
+        (found,) = check_load_path(tiny_config(load_path=path), 0)
         assert found.level == "ok", found
         assert found.text == f"starts from ep0-ba10.safetensors of {place}"
     for path in (f"{place}/ep0-ba3.safetensors", f"{place}/below"):
-        (found,) = check_load_path(tiny_config(load_path=path))
+        (found,) = check_load_path(tiny_config(load_path=path), 0)
         assert found.level == "failure"
         assert path in found.text
         assert "check the path" in found.text

@@ -12,12 +12,12 @@ from checkpoints import HOLD, folder_of, newest
 from runs import run, start
 from vlm_composer.preflight.report import PreflightError
 from vlm_composer.training.checkpoint_file import (
-    WEIGHTS,
     CheckpointError,
     CheckpointFile,
     write_checkpoint,
 )
 from vlm_composer.training.checkpoint_folder import open_named
+from vlm_composer.training.checkpoint_schema import WEIGHTS
 
 
 def altered(config, change=None, document=None):
@@ -38,19 +38,29 @@ def trained(tiny_config):
     return config
 
 
+def parts_of(weight, shape=(1,)):
+    """A weight as a whole checkpoint has it: with its moments and the number of its steps."""
+    moments = {f"optimizer.{m}.{weight}": torch.zeros(shape) for m in ("exp_avg", "exp_avg_sq")}
+    step = {f"optimizer.step.{weight}": torch.tensor(2.0)}
+    return {WEIGHTS + weight: torch.ones(shape), **moments, **step}
+
+
+LATENTS = "connector.resampler.latents"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            lambda t: t.pop(WEIGHTS + "connector.resampler.latents"),
+            lambda t: [t.pop(name) for name in parts_of(LATENTS)],
             r"lacks 1 of \d+ .*latents.* holds 0",
         ),
         (
-            lambda t: t.update({WEIGHTS + "connector.extra": torch.ones(1)}),
+            lambda t: t.update(parts_of("connector.extra")),
             r"lacks 0 .* holds 1 others .*connector\.extra",
         ),
         (
-            lambda t: t.update({WEIGHTS + "connector.resampler.latents": torch.ones(3, 2)}),
+            lambda t: t.update(parts_of(LATENTS, (3, 2))),
             r"latents has shape \(3, 2\), this run's has \(4, 32\)",
         ),
     ],

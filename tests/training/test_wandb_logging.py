@@ -33,4 +33,4 @@ def test_a_run_goes_on_when_the_process_of_wandb_has_ended(tiny_yaml, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "4"
-    assert done.stderr.count("the run goes on without it") == 1
+    assert done.stderr.count("the run continues without it") == 1

@@ -153,7 +153,8 @@ class TrainConfig:
     save_interval: Interval = "1ep"
     """How often a checkpoint is saved; one always is at the end and at SIGTERM."""
     save_num_checkpoints_to_keep: int = -1
-    """Newest checkpoints to keep, in a folder or a bucket; -1 keeps all."""
+    """Newest checkpoints to keep, of those that this run saved or resumed from, in a folder or a
+    bucket; what is older is deleted. -1 keeps all."""
     save_overwrite: bool = False
     """Delete the checkpoints of an earlier run in `save_folder` first."""
     autoresume: bool = False
@@ -164,8 +165,8 @@ class TrainConfig:
     load_weights_only: bool = False
     """Take the connector's weights from `load_path` and nothing else."""
     store_timeout: float = 300
-    """Seconds that an object store may be away, while shards are read or checkpoints saved, before
-    the run ends."""
+    """Seconds that an object store may be unavailable, when a run starts, reads shards or saves,
+    before it ends."""
 
     progress_bar: bool = True
     log_to_console: bool = True

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import tempfile
 from pathlib import Path
 
 from composer.utils import dist
@@ -13,7 +11,8 @@ from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.dataset import StreamingCaptions
 from vlm_composer.data.stream import CheckedStream
 from vlm_composer.mds.index import INDEX_FILE
-from vlm_composer.outages import ride_out
+from vlm_composer.mds.json_object import MAX_JSON_BYTES
+from vlm_composer.outages import MissingFileError, best_effort
 from vlm_composer.ranks import run_on
 from vlm_composer.storage import open_store
 
@@ -29,19 +28,19 @@ def read_of_conversion(place: str, name: str) -> tuple[bytes, str] | None:
         name: Of the file, such as `summary.json`.
 
     Returns:
-        Its content, and the shards' folder relative to its own (`train`, `llava/train`); None where
-        there is none within reach.
+        Its content, cut after MAX_JSON_BYTES and one, and the shards' folder relative to its own
+        (`train`, `llava/train`); None where there is none, or none that can be read: a warning.
     """
     place = place.rstrip("/")
     above = place.rpartition("/")[0]
     for folder in (above, above.rpartition("/")[0]):
-        try:
-            with tempfile.TemporaryDirectory() as here:
-                store, copy = open_store(folder or "."), Path(here, name)
-                ride_out(functools.partial(store.get, name, copy), f"download {name}", 0)
-                return copy.read_bytes(), place[len(folder) :].lstrip("/")
-        except (OSError, ValueError) as error:
-            log.debug("No %s of the data in %s (%s).", name, folder or ".", error)
+        with best_effort(f"read {name} of the data in {folder or '.'}"):
+            try:
+                content = open_store(folder or ".").read(name, MAX_JSON_BYTES + 1)
+            except MissingFileError:
+                log.debug("No %s of the data in %s.", name, folder or ".")
+                continue
+            return content, place[len(folder) :].lstrip("/")
     return None
 
 

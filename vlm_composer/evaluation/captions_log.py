@@ -25,6 +25,7 @@ from vlm_composer.evaluation.at_evaluation import AtEvaluation, evenly_chosen, m
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.images.pil import open_image, to_rgb
 from vlm_composer.models.composer_model import ComposerVLM
+from vlm_composer.outages import best_effort
 from vlm_composer.ranks import on_every_rank, on_rank_zero
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ class CaptionLog(AtEvaluation):
             self._samples = on_every_rank(self._read)
             self._pictures = on_rank_zero(self._write_pictures)
         captions = self._captions(state, model)
-        on_rank_zero(lambda: self._write(captions, logger, state.timestamp.batch.value))
+        if dist.get_global_rank() == 0:
+            with best_effort(f"write captions to {self._folder}"):
+                self._write(captions, logger, state.timestamp.batch.value)
         logger.log_metrics({"captions/seconds": time.perf_counter() - start})
 
     def _read(self) -> list[HeldOut]:
@@ -132,16 +135,17 @@ class CaptionLog(AtEvaluation):
 
     def _write_pictures(self) -> list[str | None]:
         """Write the images once; return their paths below the folder."""
-        (self._folder / "images").mkdir(parents=True, exist_ok=True)
         names = picture_names([sample.name for sample in self._samples])
-        paths: list[str | None] = []
-        for name, sample in zip(names, self._samples, strict=True):
-            paths.append(f"images/{name}" if sample.file else None)
-            if sample.file:
-                with open_image(sample.file) as image:
-                    picture = to_rgb(image)
-                picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-                picture.save(self._folder / "images" / name, quality=90)
+        paths: list[str | None] = [None] * len(names)
+        with best_effort(f"write pictures to {self._folder}"):
+            (self._folder / "images").mkdir(parents=True, exist_ok=True)
+            for place, (name, sample) in enumerate(zip(names, self._samples, strict=True)):
+                if sample.file:
+                    with open_image(sample.file) as image:
+                        picture = to_rgb(image)
+                    picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+                    picture.save(self._folder / "images" / name, quality=90)
+                    paths[place] = f"images/{name}"
         return paths
 
     def _write(self, captions: Sequence[str], logger: Logger, batch: int) -> None:

@@ -37,8 +37,9 @@ def check_run(config: TrainConfig, device: str, *, starting: bool) -> Report:
         config: The run.
         device: "cpu" or "gpu".
         starting: The run starts: its folders and caches are locked and what killed runs hold of
-            the caches is freed; an unavailable store is waited for; memory is not estimated, which
-            would take seconds. Otherwise nothing is changed and nothing waited for.
+            the caches is freed; an unavailable store is waited for, unless the run cannot start
+            anyway; memory is not estimated, which would take seconds. Otherwise nothing is changed
+            and nothing waited for.
 
     Returns:
         The same on every rank.
@@ -50,7 +51,6 @@ def check_run(config: TrainConfig, device: str, *, starting: bool) -> Report:
 
 def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     """Run the checks that this rank is for, and ask no other; arguments as for `check_run`."""
-    seconds = config.store_timeout if starting else 0
     placement = Placement.of_this_rank()
     leads = placement.rank == 0
     towers = [
@@ -59,31 +59,30 @@ def check_here(config: TrainConfig, device: str, *, starting: bool) -> Report:
     ]
     # What is reckoned with a tower's configuration is left out where there is none to be had.
     known = all(finding.level == "ok" for found in towers for finding in found[-1:])
-    saving = check_save_folder(config) if leads else Findings()
-    saves = bool(saving) and saving[-1].level != "failure"
-    data, sides = _check_data(config, seconds, known=known)
-    tokenizer = check_tokenizer(config)
-    prompts = Findings()
-    if tokenizer and tokenizer[-1].level == "ok":
-        prompts = check_prompts(config)
     report: dict[str, Findings] = {
         "ranks": check_ranks(placement, count_gpus(device)),
         "batch": check_batch(config, placement),
         "device": check_device(config, device),
         "vision tower": towers[0],
         "language model": towers[1],
-        "tokenizer": tokenizer,
-        "shards": data,
-        "prompts": prompts,
-        "save folder": saving,
-        "load path": check_load_path(config) if leads else Findings(),
-        "disk": check_disk(config, sides, checkpoints=saves and known),
-        "shared memory": check_shared_memory(config, sides) if known else Findings(),
+        "tokenizer": check_tokenizer(config),
     }
+
+    def patience() -> float:
+        return config.store_timeout if starting and not _has_failed(report) else 0
+
+    report["shards"], sides = _check_data(config, patience(), known=known)
+    if report["tokenizer"] and not report["tokenizer"].has_failed:
+        report["prompts"] = check_prompts(config)
+    report["save folder"] = check_save_folder(config, patience()) if leads else Findings()
+    report["load path"] = check_load_path(config, patience()) if leads else Findings()
+    saves = leads and not report["save folder"].has_failed
+    report["disk"] = check_disk(config, sides, checkpoints=saves and known)
+    report["shared memory"] = check_shared_memory(config, sides) if known else Findings()
     if known and not starting:
         report["memory"] = check_memory(config, device)
-    if starting and any(f.level == "failure" for found in report.values() for f in found):
-        starting = False  # the run ends here: it takes nothing
+    # A run that ends here takes nothing.
+    starting = starting and not _has_failed(report)
     report["leftovers"] = _check_leftovers(config, take=starting)
     if leads:
         report["run folder"] = _check_ownership(config, take=starting)
@@ -98,13 +97,18 @@ def _check_data(
     for side, loader in config.loaders.items():
         for key, source in loader.sources.items():
             with found.failing():
-                sides[side][key] = read_shards(source, seconds)
+                sides[side][key] = read_shards(source, 0 if found.has_failed else seconds)
         with found.failing():
             vision = vision_settings(config) if known else None
-            found += check_side(config, side, sides[side], vision, seconds)
+            left = 0 if found.has_failed else seconds
+            found += check_side(config, side, sides[side], vision, left)
     if all(sides.values()) and "eval" in sides:
         found += check_sides(sides["train"], sides["eval"])
     return found, sides
+
+
+def _has_failed(report: Mapping[str, Findings]) -> bool:
+    return any(found.has_failed for found in report.values())
 
 
 def _check_leftovers(config: TrainConfig, *, take: bool) -> Findings:

@@ -134,10 +134,12 @@ def _checkpoints(config: TrainConfig, sides: Mapping[str, Side]) -> list[_Need]:
         return [_Need(f"a checkpoint on its way in {folder}", folder, size, size)]
     store = open_store(url)
     saved = store.sizes()
-    present = 0 if config.save_overwrite else sum(saved[n] for n in checkpoints_among(saved))
+    earlier = [] if config.save_overwrite else checkpoints_among(saved)
+    present = sum(saved[name] for name in earlier)
     number = _saves(config, sides)
-    if config.save_num_checkpoints_to_keep > 0:  # the oldest goes when the newest is there
-        number = min(number, config.save_num_checkpoints_to_keep + 1)
+    if (keep := config.save_num_checkpoints_to_keep) > 0:
+        # Old ones go once the newest is there. Of earlier runs' this run knows one to be whole.
+        number = min(number, keep + max(1, len(earlier) - 1))
     most = max(number * size - present, size)
     what = f"{counted(number, 'checkpoint')} of {readable(size)} in {url}"
     return [_Need(what, Path(url), size, most)]

@@ -43,6 +43,11 @@ class Findings(list[Finding]):
         """Say what cannot work."""
         self.append(Finding("failure", text, advice))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether something cannot work."""
+        return any(finding.level == "failure" for finding in self)
+
     @contextmanager
     def failing(self) -> Iterator[None]:
         """Take what is raised for a failure: its message says what to do."""

@@ -116,5 +116,5 @@ def _container_memory(group: Path = CONTROL_GROUP) -> float:
     if limit == float("inf"):
         return limit
     used = int((group / "memory.current").read_text())
-    cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+    cached = re.search(r"^inactive_file ([0-9]+)$", (group / "memory.stat").read_text(), re.M)
     return limit - used + (int(cached[1]) if cached else 0)

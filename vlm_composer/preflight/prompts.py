@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from vlm_composer.assembly import assemble_template
@@ -10,6 +9,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.data.opening import read_of_conversion
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
 from vlm_composer.data.template import Template
+from vlm_composer.mds.json_object import parse_object
 from vlm_composer.preflight.finding import Findings
 
 QUALITY = "quality.json"
@@ -47,7 +47,7 @@ def _longest_prompts(place: str) -> list[dict[str, Any]]:
         return []
     content, folder = read
     try:
-        quality = json.loads(content)
+        quality = parse_object(content)
         prompts = quality.get("longest_prompts", {}).get(folder, [])
         return [{"bytes": int(one["bytes"]), "prompt": str(one["prompt"])} for one in prompts]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.outages import StoreError
+from vlm_composer.outages import StoreError, ride_out
 from vlm_composer.preflight.finding import Findings
 from vlm_composer.storage import FolderStore, Store, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX
@@ -20,8 +20,13 @@ PROBE = ".vlm_composer_probe"
 """How the name of the file starts that is written to see whether a store can be written."""
 
 
-def check_save_folder(config: TrainConfig) -> Findings:
-    """Write, read and delete a file of a few bytes, and look for checkpoints."""
+def check_save_folder(config: TrainConfig, seconds: float) -> Findings:
+    """Write, read and delete a file of a few bytes, and look for checkpoints.
+
+    Args:
+        config: The run.
+        seconds: How long a bucket may be unavailable.
+    """
     found = Findings()
     if config.save_folder is None:
         found.warn("no save_folder: no checkpoint is written", "set save_folder")
@@ -29,9 +34,8 @@ def check_save_folder(config: TrainConfig) -> Findings:
     url = config.folder(config.save_folder)
     with found.failing():
         store = open_store(url)
-        check_writable(store)
-        with store.named("list"):
-            names = checkpoints_among(store.names())
+        check_writable(store, seconds)
+        names = checkpoints_among(ride_out(store.names, f"list {url}", seconds))
         check_free(config, url, names)
         if not names:
             found.ok(f"{url}: written, read, deleted; no checkpoint yet")
@@ -46,8 +50,13 @@ def check_save_folder(config: TrainConfig) -> Findings:
     return found
 
 
-def check_load_path(config: TrainConfig) -> Findings:
-    """See that there is a checkpoint at `load_path`; whether it fits is seen when it is loaded."""
+def check_load_path(config: TrainConfig, seconds: float) -> Findings:
+    """See that there is a checkpoint at `load_path`; whether it fits is seen when it is loaded.
+
+    Args:
+        config: The run.
+        seconds: How long a bucket may be unavailable.
+    """
     found = Findings()
     if config.load_path is None:
         return found
@@ -61,8 +70,7 @@ def check_load_path(config: TrainConfig) -> Findings:
             there = [name or path]
         else:
             store = open_store(folder)
-            with store.named("list"):
-                names = store.names(name)
+            names = ride_out(lambda: store.names(name), f"list {folder}", seconds)
             if names_file:
                 there = names
             elif FACTS_FILE in names:
@@ -78,8 +86,12 @@ def check_load_path(config: TrainConfig) -> Findings:
     return found
 
 
-def check_writable(store: Store) -> None:
+def check_writable(store: Store, seconds: float) -> None:
     """Write a tiny file, read it back and delete it; what had to be made for it is deleted too.
+
+    Args:
+        store: The folder or bucket.
+        seconds: How long it may be unavailable.
 
     Raises:
         StoreError: The store cannot be reached, written, read, or deleted from.
@@ -90,16 +102,13 @@ def check_writable(store: Store) -> None:
         with tempfile.TemporaryDirectory() as folder:
             sent, got = Path(folder, "sent"), Path(folder, "got")
             sent.write_text(name)
-            with store.named("write to"):
-                store.put(sent, name)
+            ride_out(lambda: store.put(sent, name), f"write to {store.url}", seconds)
             try:
-                with store.named("read from"):
-                    store.get(name, got)
-                    if got.read_text() != name:
-                        raise StoreError(f"{store.url} gives back another file than it was given")
+                ride_out(lambda: store.get(name, got), f"read from {store.url}", seconds)
+                if got.read_text() != name:
+                    raise StoreError(f"{store.url} gives back another file than it was given")
             finally:
-                with store.named("delete from"):
-                    store.delete(name)
+                ride_out(lambda: store.delete(name), f"delete from {store.url}", seconds)
     finally:
         for path in made:
             with suppress(OSError):  # another run has put something in it

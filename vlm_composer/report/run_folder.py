@@ -193,7 +193,7 @@ def _captioned(folder: Path, notes: list[str]) -> list[Captioned]:
     batch_of = {
         path: int(match[1])
         for path in folder.iterdir()
-        if (match := re.fullmatch(r"ba(\d{1,15})\.jsonl", path.name))
+        if (match := re.fullmatch(r"ba([0-9]{1,15})\.jsonl", path.name))
     }
     for path, batch in sorted(batch_of.items(), key=lambda item: item[1]):
         for place, row in enumerate(_lines(path, notes)):

@@ -1,7 +1,8 @@
 """A checkpoint as a file: tensors and a JSON document in the safetensors format.
 
 Nothing in such a file can be run, whoever wrote it: reading it makes tensors, numbers and text.
-A hash of every tensor and of the document tells a damaged file from a whole one.
+A hash of every tensor and of the document tells a damaged file from a whole one, a schema what a
+stranger wrote from what a run saved.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.training.checkpoint_schema import WEIGHTS, document_fault, tensors_fault
 
 FORMAT = 1
 SUFFIX = ".safetensors"
-WEIGHTS = "weights."
-"""How the names of the trained weights start in a file; others belong to the optimizer and the
-random generators."""
 _DOCUMENT, _DIGEST = "vlm_composer", "vlm_composer_digest"
 
 
@@ -50,23 +49,18 @@ class CheckpointFile:
             raise FileNotFoundError(f"there is no checkpoint at {self.url}")
         try:
             with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
                 self.names = set(file.keys())
+                self.document = self._read_document(file.metadata() or {})
+                self._check_tensors(file)
         except SafetensorError as error:
             raise CheckpointError(
                 f"{self.url} is not a checkpoint of vlm_composer, or not a whole one ({error}). "
                 "Checkpoints in torch's own format are not loaded: loading them runs what they say"
             ) from error
-        document = header.get(_DOCUMENT, "")
-        if _hash(document.encode()) != header.get(_DIGEST):
-            raise CheckpointError(f"{self.url} is not a checkpoint of vlm_composer, or is damaged")
-        self.document: dict[str, Any] = json.loads(document)
-        if self.document["format"] != FORMAT:
-            raise CheckpointError(
-                f"{self.url} has format {self.document['format']}; this version reads {FORMAT}"
-            )
-        if damaged := [n for n, h in self.document["hashes"].items() if self._hash_of(n) != h]:
-            raise CheckpointError(f"{self.url} is damaged: {damaged[0]} is not what was saved")
+        except OSError as error:  # safetensors names no file
+            raise OSError(
+                f"could not read {self.url} ({error}); check the file and its permissions"
+            ) from error
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor, onto the CPU."""
@@ -78,8 +72,32 @@ class CheckpointFile:
         names = sorted(name for name in self.names if name.startswith(WEIGHTS))
         return {name.removeprefix(WEIGHTS): self.tensor(name) for name in names}
 
-    def _hash_of(self, name: str) -> str | None:
-        return hash_tensor(self.tensor(name)) if name in self.names else None
+    def _read_document(self, header: Mapping[str, str]) -> dict[str, Any]:
+        text = header.get(_DOCUMENT, "")
+        if _hash(text.encode()) != header.get(_DIGEST):
+            raise CheckpointError(f"{self.url} is not a checkpoint of vlm_composer, or is damaged")
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._malformed(f"its document is not JSON ({error})") from error
+        if isinstance(document, dict):
+            check_format(document, FORMAT, self.url)
+        if fault := document_fault(document):
+            raise self._malformed(fault)
+        return document
+
+    def _check_tensors(self, file: Any) -> None:
+        hashes: dict[str, str] = self.document["hashes"]
+        for name in sorted(self.names | hashes.keys()):
+            if name not in self.names or hash_tensor(file.get_tensor(name)) != hashes.get(name):
+                raise CheckpointError(f"{self.url} is damaged: {name} is not what was saved")
+        slices = {name: file.get_slice(name) for name in self.names}
+        kinds = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+        if fault := tensors_fault(kinds, self.document["world_size"], file.get_tensor):
+            raise self._malformed(fault)
+
+    def _malformed(self, fault: str) -> CheckpointError:
+        return CheckpointError(f"{self.url} is malformed: {fault}; use another checkpoint")
 
 
 def write_checkpoint(
@@ -117,6 +135,13 @@ def load_connector(model: VisionLanguageModel, checkpoint: CheckpointFile) -> No
             parameter.copy_(weights[name])
 
 
+def check_format(document: Mapping[str, Any], expected: int, url: str) -> None:
+    """Raise CheckpointError unless a document has the format that this version reads."""
+    found = document.get("format")
+    if type(found) is not int or found != expected:
+        raise CheckpointError(f"{url} has format {repr(found)[:80]}; this version reads {expected}")
+
+
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], url: str) -> None:
     """Raise CheckpointError unless a checkpoint has every trained weight in its shape, and no
     other."""
@@ -128,6 +153,10 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], url
             f"({', '.join(extra[:3]) or 'none'})"
         )
     for name, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{url} is malformed: {name} holds {tensor.dtype}, expected real numbers"
+            )
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{url} is of another connector: {name} has shape {tuple(tensor.shape)}, this "

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are: a folder or a bucket, in which the newest whole one is found."""
+"""A run's checkpoints in a folder or a bucket: find the newest whole one, delete old ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vlm_composer.local_files import move_durably, partial_path, remove_partials
-from vlm_composer.outages import StoreError, ride_out
+from vlm_composer.outages import RefusedError, StoreError, best_effort, ride_out
 from vlm_composer.storage import FolderStore, open_store
 from vlm_composer.training.checkpoint_file import SUFFIX, CheckpointError, CheckpointFile
 from vlm_composer.training.exported_connector import (
@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 LATEST = "latest"
 """A small file with the name of the newest checkpoint, for people and scripts. A run looks at the
 checkpoints themselves."""
-_NAME = re.compile(rf"ep(\d+)-ba(\d+){re.escape(SUFFIX)}")
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_NAME = re.compile(f"ep{_NUMBER}-ba{_NUMBER}{re.escape(SUFFIX)}")
+"""Exactly what `checkpoint_name` returns: ASCII digits without leading zeros."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""Uploads that began longer ago belong to killed processes: none takes a day."""
 
 
 def checkpoint_name(epoch: int, batch: int) -> str:
@@ -45,7 +49,7 @@ class CheckpointFolder:
         url: A folder, or s3://bucket/prefix, gs://bucket/prefix, azure://container/prefix.
         scratch: A local folder for files on their way to and from a bucket.
         store_timeout: Seconds that a bucket may be away.
-        keep: Newest checkpoints to keep; -1 keeps all.
+        keep: Newest whole checkpoints to keep; -1 keeps all.
 
     Raises:
         StoreError: The URL is malformed or no credentials are found.
@@ -56,6 +60,7 @@ class CheckpointFolder:
     ) -> None:
         self.url = url
         self.keep = keep
+        self._whole: set[str] = set()  # what this process has read whole or saved
         self.store_timeout = store_timeout
         self._store = open_store(url)
         # A file in the store's own folder is moved into place, not copied.
@@ -65,8 +70,8 @@ class CheckpointFolder:
 
     def names(self) -> list[str]:
         """Names of all checkpoints, the newest first."""
-        with self._store.named("list"):
-            return checkpoints_among(self._store.names())
+        found = ride_out(self._store.names, f"list {self.url}", self.store_timeout)
+        return checkpoints_among(found)
 
     def scratch_path(self, name: str) -> Path:
         """Where to write the checkpoint `name` before it is added."""
@@ -74,6 +79,9 @@ class CheckpointFolder:
 
     def add(self, path: Path, name: str) -> None:
         """Take a finished file over as the checkpoint `name`, point at it, and delete old ones.
+
+        Deleted is only what is older than `keep` checkpoints that this process knows to be whole,
+        of which `name` is the newest. What a name says of its file is not believed.
 
         Args:
             path: What `scratch_path` returned; it is gone afterwards.
@@ -85,14 +93,16 @@ class CheckpointFolder:
         started = time.monotonic()
         size = path.stat().st_size
         self._put(path, name)
-        pointer = partial_path(self.scratch / LATEST)
-        pointer.write_text(name + "\n")
-        self._put(pointer, LATEST)
+        self._whole.add(name)
+        self._point_at(name)
         seconds = time.monotonic() - started
         log.info("Saved %s to %s (%.1f MB, %.1f s).", name, self.url, size / 1e6, seconds)
         if self.keep > 0:
-            for old in ride_out(self.names, f"list {self.url}", self.store_timeout)[self.keep :]:
-                self._delete(old)
+            names = [other for other in self.names() if _age(other) <= _age(name)]
+            kept = [other for other in names if other in self._whole][: self.keep]
+            if len(kept) == self.keep:
+                for old in names[names.index(kept[-1]) + 1 :]:
+                    self._delete(old)
 
     def clear(self) -> None:
         """Delete every checkpoint."""
@@ -102,17 +112,35 @@ class CheckpointFolder:
     def newest(self) -> CheckpointFile | None:
         """Fetch the newest whole checkpoint; None where there is none.
 
-        Damaged ones are passed over with a warning.
+        Damaged ones and those that cannot be read are passed over with a warning.
 
         Raises:
-            StoreError: The store cannot be read.
+            OSError: The store cannot be used, or none is whole and one could not be read.
         """
+        unread: OSError | None = None
         for name in self.names():
             try:
                 return self.fetch(name)
             except CheckpointError as error:
-                log.warning("Passing over a checkpoint: %s", error)
+                log.warning("Passing over the checkpoint %s: %s.", name, error)
+            except OSError as error:
+                if isinstance(error, StoreError) and not isinstance(error, RefusedError):
+                    raise  # it says nothing of this file: the store is unavailable, the disk full
+                log.warning("Passing over the checkpoint %s: %s.", name, error)
+                unread = unread or error
+        if unread is not None:
+            raise unread
         return None
+
+    def abort_uploads(self) -> None:
+        """Abort uploads of checkpoints that killed runs left unfinished a day ago or earlier.
+
+        Only a run with this folder uploads such names, and a living one for less than a day.
+        """
+        with best_effort(f"abort unfinished uploads to {self.url}"):
+            number = self._store.abort_uploads(_is_ours, ABANDONED_SECONDS)
+            if number:
+                log.info("Aborted %d unfinished uploads of killed runs to %s.", number, self.url)
 
     def fetch(self, name: str) -> CheckpointFile:
         """Open a checkpoint of a folder, or download one from a bucket to `scratch`.
@@ -122,14 +150,17 @@ class CheckpointFolder:
             StoreError: It cannot be read.
         """
         if isinstance(self._store, FolderStore):
-            return CheckpointFile(self._store.folder / name)
-        path = self.scratch_path(name)
-        try:
-            self._get(name, path)
-            return CheckpointFile(path, f"{self.url}/{name}")
-        except (CheckpointError, StoreError):
-            path.unlink(missing_ok=True)
-            raise
+            checkpoint = CheckpointFile(self._store.folder / name)
+        else:
+            path = self.scratch_path(name)
+            try:
+                self._get(name, path)
+                checkpoint = CheckpointFile(path, f"{self.url}/{name}")
+            except (CheckpointError, OSError):
+                path.unlink(missing_ok=True)
+                raise
+        self._whole.add(name)
+        return checkpoint
 
     def export(self) -> ExportedConnector | None:
         """Open the export that lies here in place of checkpoints; None where there is none.
@@ -149,7 +180,7 @@ class CheckpointFolder:
             folder = Path(temporary)
             for small in {FACTS_FILE, INDEX_FILE} & {*names}:
                 self._get(small, folder / small)
-            for weights in connector_files(folder):
+            for weights in connector_files(folder, self.url):
                 self._get(weights, folder / weights)
             return ExportedConnector(folder, self.url)
 
@@ -157,6 +188,15 @@ class CheckpointFolder:
         """Delete the local copy of a checkpoint that was downloaded."""
         if not isinstance(self._store, FolderStore):
             checkpoint.path.unlink(missing_ok=True)
+
+    def _point_at(self, name: str) -> None:
+        pointer = partial_path(self.scratch / LATEST)
+        with best_effort(f"write {self.url}/{LATEST}"):
+            try:
+                pointer.write_text(name + "\n")
+                self._put(pointer, LATEST)
+            finally:
+                pointer.unlink(missing_ok=True)
 
     def _get(self, name: str, path: Path) -> None:
         log.info("Downloading %s from %s.", name, self.url)
@@ -183,9 +223,20 @@ def _age(name: str) -> tuple[int, int]:
     return batch, epoch
 
 
-def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, CheckpointFile]:
+def _is_ours(name: str) -> bool:
+    return name == LATEST or _NAME.fullmatch(name) is not None
+
+
+def open_named(
+    load_path: str, scratch: Path, store_timeout: float = 0
+) -> tuple[CheckpointFolder, CheckpointFile]:
     """Open what `load_path` names: a checkpoint, the newest in a folder or a bucket's prefix, or
     what `python -m vlm_composer.export` wrote, in a folder or a bucket.
+
+    Args:
+        load_path: As above.
+        scratch: A local folder for what is downloaded.
+        store_timeout: Seconds that a bucket may be unavailable.
 
     Raises:
         CheckpointError: There is no checkpoint of this project.
@@ -195,9 +246,9 @@ def open_named(load_path: str, scratch: Path) -> tuple[CheckpointFolder, Checkpo
         raise FileNotFoundError(f"load_path: there is nothing at {load_path}")
     if load_path.endswith(SUFFIX) or Path(load_path).is_file():
         parent, _, name = load_path.rpartition("/")
-        folder = CheckpointFolder(parent or ".", scratch)
+        folder = CheckpointFolder(parent or ".", scratch, store_timeout=store_timeout)
         return folder, folder.fetch(name)
-    folder = CheckpointFolder(load_path, scratch)
+    folder = CheckpointFolder(load_path, scratch, store_timeout=store_timeout)
     found = folder.export() or folder.newest()
     if found is None:
         raise CheckpointError(

@@ -23,18 +23,11 @@ from torch.optim import Optimizer
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.changes import changed_order, differences
-from vlm_composer.training.checkpoint_file import (
-    WEIGHTS,
-    CheckpointError,
-    CheckpointFile,
-    check_names,
-)
+from vlm_composer.training.checkpoint_file import CheckpointError, CheckpointFile, check_names
+from vlm_composer.training.checkpoint_schema import CALLBACKS, CLOCKS, MOMENTS, WEIGHTS
 from vlm_composer.training.trained_weights import spread, trained_weights, whole
 
 log = logging.getLogger(__name__)
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_CLOCKS = ("total_wct", "iteration_wct", "epoch_wct", "batch_wct")
 
 
 class Snapshot(NamedTuple):
@@ -52,7 +45,7 @@ def capture(state: State) -> Snapshot:
     for name, parameter in trained_weights(state.model):
         moments = optimizer.state[parameter]
         values = {WEIGHTS + name: parameter, f"optimizer.step.{name}": moments["step"]}
-        values |= {f"optimizer.{moment}.{name}": moments[moment] for moment in _MOMENTS}
+        values |= {f"optimizer.{moment}.{name}": moments[moment] for moment in MOMENTS}
         for key, value in values.items():
             full = whole(value)
             if keep:
@@ -108,7 +101,7 @@ def restore_progress(
     optimizer = _optimizer(state)
     for name, parameter in trained_weights(state.model):
         moments = {}
-        for moment in _MOMENTS:
+        for moment in MOMENTS:
             saved = checkpoint.tensor(f"optimizer.{moment}.{name}") if checkpoint else None
             moments[moment] = spread(saved, parameter)
         step = torch.zeros((), device=parameter.device)
@@ -120,7 +113,8 @@ def restore_progress(
     _dataset(state).load_state_dict(_position(state, document))
     state.dataset_resumption["train"] = True  # Composer then leaves skipping to the data set
     for callback in state.callbacks:
-        if kept := document["callbacks"].get(type(callback).__name__):
+        name = type(callback).__name__
+        if name in CALLBACKS and (kept := document["callbacks"].get(name)):
             callback.load_state_dict(kept)
     generators = [
         _rng_from_json(rank, kept, checkpoint) if checkpoint else None
@@ -215,11 +209,11 @@ def _dataset(state: State) -> Any:
 
 def _timestamp_to_json(state: State) -> dict[str, Any]:
     saved = state.timestamp.state_dict()
-    return saved | {clock: saved[clock].total_seconds() for clock in _CLOCKS}
+    return saved | {clock: saved[clock].total_seconds() for clock in CLOCKS}
 
 
 def _timestamp_from_json(saved: dict[str, Any]) -> dict[str, Any]:
-    return saved | {clock: datetime.timedelta(seconds=saved[clock]) for clock in _CLOCKS}
+    return saved | {clock: datetime.timedelta(seconds=saved[clock]) for clock in CLOCKS}
 
 
 def _rng_to_json(rank: int, generators: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

@@ -46,12 +46,12 @@ def join_ranks(device: str, timeout: float) -> None:
     meeting_point = f"{host}:{port}"
     if rank == 0 and world_size > dist.get_local_world_size():
         log.info("Waiting up to %.0f s for %d ranks at %s.", timeout, world_size, meeting_point)
-    if rank != 0 and port.isdigit():
+    if rank != 0 and port.isdecimal():
         _await_rank_zero(host, int(port), timeout)
     try:
         dist.initialize_dist(get_device(device), timeout=timeout)
     except RuntimeError as error:  # torch's DistError, gloo's own
-        if came := re.search(r"(\d+)/\d+ clients joined", str(error)):
+        if came := re.search(r"([0-9]+)/[0-9]+ clients joined", str(error)):
             raise ContactError(
                 f"waited {timeout:.0f} s (dist_timeout) at {meeting_point}, and only {came[1]} of "
                 f"{world_size} ranks came, this one among them; start the same command on every "
@@ -131,4 +131,4 @@ def _how_to_go_on(config: TrainConfig) -> str:
 
 def _brief(error: RuntimeError) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    return re.sub(r"\[[^\]\s]*\.(cc|cpp|h):\d+\] ", "", lines[0])[:200]
+    return re.sub(r"\[[^\]\s]*\.(cc|cpp|h):[0-9]+\] ", "", lines[0])[:200]

@@ -14,6 +14,7 @@ from composer.utils import dist
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.reports import WandBConfig
 from vlm_composer.evaluation.warnings import LiveWarnings
+from vlm_composer.outages import best_effort
 from vlm_composer.plain_text import PlainFormatter
 from vlm_composer.training.metrics_file import MetricsFile
 from vlm_composer.training.wandb_logging import DispensableWandB
@@ -54,7 +55,8 @@ def _wandb(wandb: WandBConfig, config: TrainConfig) -> DispensableWandB:
         )
     folder = config.folder("{run_folder}")
     if dist.get_global_rank() == 0:
-        os.makedirs(folder, exist_ok=True)
+        with best_effort(f"make {folder} for W&B"):
+            os.makedirs(folder, exist_ok=True)
     # wandb 0.18 asks its server before it writes a table with pictures, offline as well, and goes
     # on asking for minutes where there is no network.
     settings = {"allow_offline_artifacts": False} if offline else {}

@@ -26,11 +26,11 @@ class MetricsFile(LoggerDestination):
         self._lines = RunLines(path)
         self._batch = 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | None]:
         """Where the file ends."""
         return self._lines.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
         """Cut off what was logged after the checkpoint."""
         if dist.get_global_rank() == 0:
             self._lines.load_state_dict(state)
@@ -39,8 +39,7 @@ class MetricsFile(LoggerDestination):
         """Append a line."""
         if dist.get_global_rank() == 0:
             self._batch = self._batch if step is None else step
-            plain = {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
-            self._lines.add({"batch": self._batch, **plain})
+            self._lines.add({"batch": self._batch, **metrics})
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:

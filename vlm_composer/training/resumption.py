@@ -61,6 +61,7 @@ def open_save_folder(config: TrainConfig) -> CheckpointFolder | None:
             keep=config.save_num_checkpoints_to_keep,
         )
         check_free(config, url, folder.names())
+        folder.abort_uploads()
         if config.save_overwrite:
             folder.clear()
         return folder
@@ -106,7 +107,8 @@ def find_resumption(config: TrainConfig, saved: CheckpointFolder | None) -> Resu
             return newest.document, False
         if config.load_path is None:
             return None
-        found.append(open_named(config.folder(config.load_path), _scratch(config)))
+        path = config.folder(config.load_path)
+        found.append(open_named(path, _scratch(config), config.store_timeout))
         if isinstance(found[0][1], ExportedConnector) and not config.load_weights_only:
             raise CheckpointError(
                 f"load_path: {found[0][1].url} is an export, which has no optimizer and no "

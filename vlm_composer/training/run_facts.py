@@ -26,7 +26,9 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.data.opening import read_of_conversion
 from vlm_composer.local_files import move_durably, partial_path
+from vlm_composer.mds.json_object import parse_object
 from vlm_composer.models.vlm import VisionLanguageModel
+from vlm_composer.outages import best_effort
 from vlm_composer.training.freezing import parts
 from vlm_composer.training.hardware import device_memory
 from vlm_composer.training.towers_identity import Identity
@@ -142,12 +144,14 @@ class RunFacts(Callback):
             return
         self._clock = time.monotonic()
         batch = state.timestamp.batch.value
-        facts = self._collect(state.device.name)
-        if batch:
-            facts.resumed_at.append(batch)
-            self._take_over(facts)
-        facts.legs.append(Leg(batch, _now(), last_batch=batch))
-        self._facts = facts
+        with best_effort("collect what describes the run"):
+            facts = self._collect(state.device.name)
+            if batch:
+                facts.resumed_at.append(batch)
+                with best_effort(f"read {self.path}"):
+                    self._take_over(facts)
+            facts.legs.append(Leg(batch, _now(), last_batch=batch))
+            self._facts = facts
         self._write(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -188,15 +192,16 @@ class RunFacts(Callback):
 
     def _take_over(self, facts: Facts) -> None:
         """Take what earlier legs left in the file; on another machine there may be none."""
-        try:
-            before = json.loads(self.path.read_text(encoding="utf-8"))
-            facts.started = before["started"]
-            facts.resumed_at = [*before["resumed_at"], *facts.resumed_at]
-            facts.legs = [Leg(**leg) for leg in before["legs"]]
-        except FileNotFoundError:
+        if not self.path.exists():
             log.info("%s is not here: it begins with the resumed part of the run.", self.path)
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%r) and begins anew.", self.path, error)
+            return
+        before = json.loads(self.path.read_text(encoding="utf-8"))
+        legs = [
+            Leg(int(leg["batch"]), str(leg["start"]), float(leg["seconds"]), int(leg["last_batch"]))
+            for leg in before["legs"]
+        ]
+        resumed_at = [*map(int, before["resumed_at"]), *facts.resumed_at]
+        facts.started, facts.legs, facts.resumed_at = str(before["started"]), legs, resumed_at
 
     def _write(self, state: State) -> None:
         facts = self._facts
@@ -209,10 +214,15 @@ class RunFacts(Callback):
         facts.wall_seconds = sum(leg.seconds for leg in facts.legs)
         if facts.ended is not None:
             facts.ended = _now()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(self.path)
-        partial.write_text(json.dumps(asdict(facts), indent=2, default=str), encoding="utf-8")
-        move_durably(partial, self.path)
+        with best_effort(f"write {self.path}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = partial_path(self.path)
+            try:
+                text = json.dumps(asdict(facts), indent=2, default=str)
+                partial.write_text(text, encoding="utf-8")
+                move_durably(partial, self.path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def describe_parts(vlm: VisionLanguageModel) -> dict[str, dict[str, Any]]:
@@ -240,12 +250,10 @@ def _describe(loader: Any, section: LoaderConfig) -> dict[str, Any]:
 def _summary(section: LoaderConfig) -> dict[str, Any] | None:
     """The conversion's summary of the training shards, the first of several data sets."""
     place = next(iter(section.sources.values())).place
-    found = read_of_conversion(place, "summary.json")
-    try:
-        return json.loads(found[0]) if found else None
-    except ValueError as error:
-        log.info("The summary.json of %s cannot be read (%s).", place, error)
-        return None
+    with best_effort(f"read summary.json of the data in {place}"):
+        found = read_of_conversion(place, "summary.json")
+        return parse_object(found[0]) if found else None
+    return None
 
 
 def _versions() -> dict[str, str]:

@@ -1,22 +1,30 @@
-"""W&B, without which a run goes on."""
+"""W&B, without which a run continues."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from composer.loggers import WandBLogger
+from composer.core import State
+from composer.loggers import Logger, WandBLogger
+from composer.utils import dist
 
-log = logging.getLogger(__name__)
+from vlm_composer.outages import best_effort
 
 
 class DispensableWandB(WandBLogger):
-    """Composer's W&B logger; the run goes on without it when W&B's own process ends.
+    """Composer's W&B logger; once it fails in any way, the run continues without it.
 
-    Slurm sends SIGTERM to every process of a job, W&B's among them, which obeys. The next metric
-    would raise before the run has saved.
+    It may not start (a name that W&B refuses, no network). Later its own process may end: Slurm
+    sends SIGTERM to every process of a job, and the next metric would raise before the run has
+    saved.
     """
+
+    def init(self, state: State, logger: Logger) -> None:
+        leads = self._enabled
+        self._attempt(lambda: super(DispensableWandB, self).init(state, logger))
+        if leads and not self._enabled:  # the other ranks wait for the names of entity and project
+            dist.broadcast_object_list(["", ""], src=0)
 
     def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
         self._attempt(lambda: super(DispensableWandB, self).log_hyperparameters(hyperparameters))
@@ -35,8 +43,8 @@ class DispensableWandB(WandBLogger):
             self._attempt(super().post_close)
 
     def _attempt(self, action: Callable[[], None]) -> None:
-        try:
+        done = False
+        with best_effort("log to W&B"):
             action()
-        except ConnectionError as error:
-            self._enabled = False
-            log.warning("W&B's process has ended (%s); the run goes on without it.", error)
+            done = True
+        self._enabled &= done
