@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 from pathlib import Path
 
@@ -30,12 +29,14 @@ def test_no_pattern_takes_the_digits_of_other_scripts():
 def test_partial_files_of_others_stay(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    ours = tmp_path / f".a.{socket.gethostname()}-{ended.pid}.partial"
+    mine = partial_path(tmp_path / "a")
+    machine = mine.name.removeprefix(".a.").removesuffix(f"-{os.getpid()}.partial")
+    ours = tmp_path / f".a.{machine}-{ended.pid}.partial"
     arabic = str(ended.pid).translate({48 + i: 0x660 + i for i in range(10)})
     others = [
-        partial_path(tmp_path / "a"),  # this process lives
-        tmp_path / f".a.{socket.gethostname()}-{arabic}.partial",
-        tmp_path / f".a.{socket.gethostname()}-{'9' * 100}.partial",
+        mine,  # this process lives
+        tmp_path / f".a.{machine}-{arabic}.partial",
+        tmp_path / f".a.{machine}-{'9' * 100}.partial",
         tmp_path / f".a.another-{ended.pid}.partial",
     ]
     for path in (ours, *others):

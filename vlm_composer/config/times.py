@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from composer.core import Time, TimeUnit
 
-_CLOCK = re.compile(r"(?=\d)(\d+h)?(\d+m)?(\d+s)?")
+_CLOCK = re.compile(r"(?=[0-9])([0-9]+h)?([0-9]+m)?([0-9]+s)?")
 
 
 @dataclass(frozen=True)
