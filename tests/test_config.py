@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 import typing
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from composer.core import Time
 
 from vlm_composer.config import TrainConfig
-from vlm_composer.config.loader import ConfigError
+from vlm_composer.config.loader import ConfigError, build
 from vlm_composer.config.reference import documentation_of, render
 from vlm_composer.config.run import RunSettings
 from vlm_composer.config.section import constraint_of, keys_of
@@ -133,7 +134,7 @@ def sections(schema=RunSettings, path=""):
         ("optimizer.betas=[x,0.9]", "optimizer.betas[0]: expected a number, got 'x'"),
     ],
 )
-def test_values_that_were_accepted_or_named_badly(tiny_yaml, override, message):
+def test_a_value_is_refused_and_named_in_words(tiny_yaml, override, message):
     """A union is described in words, and a 0 or NaN does not slip through."""
     found = errors_of(tiny_yaml(), override)
     assert len(found) == 1
@@ -166,6 +167,18 @@ def test_the_schema_checks_what_code_builds_too(tiny_config):
     for same in copies:
         assert same == config
         assert same.recorded() == config.recorded()
+
+
+def test_settings_that_a_checkpoint_records_are_read_by_their_types(tiny_yaml, monkeypatch):
+    """What came from the environment is recorded as its text, which is no time."""
+    monkeypatch.setenv("LENGTH", "2ep")
+    recorded = TrainConfig.read(tiny_yaml(), ["max_duration=${oc.env:LENGTH}"]).recorded()
+    errors = []
+    settings = build(TrainConfig, json.loads(json.dumps(recorded)), "", errors)
+    assert errors == []
+    assert settings.max_duration == "${oc.env:LENGTH}"
+    assert build(TrainConfig, recorded | {"seed": "x"}, "", errors) is None
+    assert errors == ["seed: expected a whole number, got 'x'"]
 
 
 TIMED = {"callbacks": {"speed_report": {}, "step_times": {}}}

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from vlm_composer.config.section import bare, describe, keys_of
+from vlm_composer.config.section import TYPES_ONLY, bare, describe_type, keys_of
 
 T = TypeVar("T")
 Place = tuple[str | int, ...]
@@ -109,7 +109,7 @@ def _different_texts(masked: Any, data: Any, path: Place) -> Iterator[tuple[Plac
 
 
 def build(
-    schema: type[T], data: Any, path: str, errors: list[str], context: str | None = None
+    schema: type[T], data: Any, path: str, errors: list[str], *, constraints: bool = False
 ) -> T | None:
     """Build `schema` from `data`, appending one line to `errors` for each mistake.
 
@@ -118,11 +118,12 @@ def build(
         data: The mapping at `path`.
         path: Dotted key of `data` in the file, empty at the top.
         errors: Extended in place.
-        context: `TYPES_ONLY` to look at no constraint.
+        constraints: Look at ranges and times, and not only at keys and types.
 
     Returns:
         The instance, or None when `data` had a mistake.
     """
+    context = None if constraints else TYPES_ONLY
     try:
         return TypeAdapter(schema).validate_python(data, context=context)
     except ValidationError as error:
@@ -135,7 +136,7 @@ def _message(schema: type, path: str, error: ErrorDetails) -> str:
     kind, value = error["type"], error["input"]
     hint: Any = schema
     keys: dict[str, Any] = {}
-    for part in error["loc"]:  # ends with the alternative, where it is about one of a union
+    for part in error["loc"]:  # ends with the alternative that failed where the type is a union
         inner = bare(hint)
         origin, arguments = typing.get_origin(inner), typing.get_args(inner)
         if dataclasses.is_dataclass(inner):
@@ -153,12 +154,11 @@ def _message(schema: type, path: str, error: ErrorDetails) -> str:
         return f"{path}: missing"
     if kind == "constraint":
         return f"{path}: {error['msg']}"
-    if typing.get_origin(bare(hint)) is Literal:
-        return (
-            f"{path}: {value!r} is not one of {', '.join(map(repr, typing.get_args(bare(hint))))}"
-        )
+    if typing.get_origin(inner := bare(hint)) is Literal:
+        choices = ", ".join(map(repr, typing.get_args(inner)))
+        return f"{path}: {value!r} is not one of {choices}"
     value = list(value) if isinstance(value, tuple) else value
-    return f"{path}: expected {describe(hint)}, got {value!r}"
+    return f"{path}: expected {describe_type(hint)}, got {value!r}"
 
 
 def _nearest(key: str, valid: Iterable[str]) -> str:

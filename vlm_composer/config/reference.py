@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from vlm_composer.config.run import RunSettings
-from vlm_composer.config.section import bare, constraint_of, describe, keys_of
+from vlm_composer.config.section import bare, constraint_of, describe_type, keys_of
 from vlm_composer.config.times import TimeRule
 
 _HEAD = """# Keys of a training yaml
@@ -76,7 +76,7 @@ def _value(hint: Any) -> str:
         return "a section"
     if any(map(dataclasses.is_dataclass, typing.get_args(inner))):
         return "sections by name"
-    constraint, text = constraint_of(hint), describe(hint)
+    constraint, text = constraint_of(hint), describe_type(hint)
     if isinstance(constraint, TimeRule):
         return f"{text}, in {', '.join(constraint.units)}"
     return f"{text}, {constraint.expected}" if constraint else text

@@ -52,10 +52,8 @@ class Constraint:
         """Return the value and what is wrong with it; None where it works."""
         raise NotImplementedError
 
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(self._validate, handler(source))
+    def __get_pydantic_core_schema__(self, source: Any, build: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._validate, build(source))
 
     def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Any:
         fault = None if info.context == TYPES_ONLY else self.fault_of(value)
@@ -110,21 +108,19 @@ def bare(hint: Any) -> Any:
 
 def constraint_of(hint: Any) -> Constraint | None:
     """Return the constraint of a type, if it has one."""
-    for part in (*getattr(hint, "__metadata__", ()), *typing.get_args(hint)):
-        if isinstance(found := part, Constraint) or (found := constraint_of(part)) is not None:
-            return found
-    return None
+    inside = (*getattr(hint, "__metadata__", ()), *map(constraint_of, typing.get_args(hint)))
+    return next((one for one in inside if isinstance(one, Constraint)), None)
 
 
-def describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """Return what values of a type are, as in "a whole number or 'auto'"."""
-    if isinstance(rule := constraint_of(hint), Constraint) and rule.replaces_type:
-        return rule.expected
+    if (constraint := constraint_of(hint)) is not None and constraint.replaces_type:
+        return constraint.expected
     hint = bare(hint)
     arguments = [one for one in typing.get_args(hint) if one is not type(None)]
     origin = typing.get_origin(hint)
     if origin in (Literal, Union, UnionType):
-        return " or ".join(repr(a) if origin is Literal else describe(a) for a in arguments)
+        return " or ".join(repr(a) if origin is Literal else describe_type(a) for a in arguments)
     if origin in (list, tuple):
         return f"a list of {len(arguments)} values" if origin is tuple else "a list"
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

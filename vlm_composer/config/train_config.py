@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from vlm_composer.config.checks import mistakes
 from vlm_composer.config.loader import ConfigError, Texts, build, read_yaml
 from vlm_composer.config.run import RunSettings
-from vlm_composer.config.section import TYPES_ONLY
 
 _SECRET_CHARACTERS = 4
 """Of a value from the environment that no message shows; shorter ones stand in any text."""
@@ -42,9 +41,9 @@ class TrainConfig(RunSettings):
         """
         errors: list[str] = []
         data, unresolved = read_yaml(path, overrides)
-        config = build(cls, data, "", errors)
-        # Combinations are looked at beside values out of range, not beside missing ones.
-        if (config := config or build(cls, data, "", [], TYPES_ONLY)) is not None:
+        config = build(cls, data, "", errors, constraints=True)
+        # A value out of range does not hide combinations that cannot work.
+        if (config := config or build(cls, data, "", [])) is not None:
             config.unresolved = unresolved
             errors += mistakes(config)
         if errors or config is None:
