@@ -5,6 +5,7 @@ Shape suffixes: B images, N patches, V vision width, D LLM width.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -221,7 +222,8 @@ def _read_config(
 def _every_patch(connector: str, vlm: VisionLanguageModel) -> EveryPatch:
     """The alternative of that name, with the norm of the model's own connector."""
     tower, llm_width = vlm.vision_tower, vlm.language_model.hidden_size
-    projector = {MLP: MLPProjector, LINEAR: nn.Linear}[connector](tower.hidden_size, llm_width)
+    mlp = functools.partial(MLPProjector, mlp_ratio=4)
+    projector = {MLP: mlp, LINEAR: nn.Linear}[connector](tower.hidden_size, llm_width)
     vision_ln = vlm.connector.vision_ln
     assert vision_ln is not None
     return EveryPatch(tower.num_patches, vision_ln, projector)

@@ -9,7 +9,9 @@ from composer.core import Time
 
 from vlm_composer.config import TrainConfig
 from vlm_composer.config.loader import ConfigError
-from vlm_composer.config.times import TimeRule, marked_times
+from vlm_composer.config.run import RunSettings
+from vlm_composer.config.section import constraint_of, keys_of
+from vlm_composer.config.times import TimeRule
 
 YAMLS = sorted(Path(__file__).parent.parent.glob("yamls/*.yaml"))
 
@@ -94,7 +96,10 @@ def test_a_missing_key_is_named(tmp_path):
         ("precision=fp16", "precision: 'fp16' is not one of 'fp32', 'amp_bf16', 'auto'"),
         ("callbacks.evidence.num_samples=1", "callbacks.evidence.num_samples: 1 is less than 2"),
         ("callbacks.captions.num_images=0", "callbacks.captions.num_images: 0 is less than 1"),
-        ("callbacks.warnings.gap_after=2", "callbacks.warnings.gap_after: 2.0 is more than 1"),
+        (
+            "callbacks.warnings.gap_after=2",
+            "callbacks.warnings.gap_after: 2.0 is not between 0 and 1",
+        ),
         ("seed=true", "seed: expected a whole number, got True"),
     ],
 )
@@ -102,13 +107,51 @@ def test_values_and_combinations_that_cannot_work_are_refused(tiny_yaml, overrid
     assert any(message in error for error in errors_of(tiny_yaml(), override))
 
 
-def sections(schema=TrainConfig):
-    """Each dataclass of the schema."""
-    yield schema
-    for hint in typing.get_type_hints(schema).values():
+def sections(schema=RunSettings, path=""):
+    """Each dataclass of the schema, with its dotted key."""
+    yield path, schema
+    for name, hint in typing.get_type_hints(schema).items():
         for part in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(part):
-                yield from sections(part)
+                yield from sections(part, f"{path}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device_eval_batch_size=0", "device_eval_batch_size: 0 is less than 1"),
+        ("callbacks.warnings.gap_after=.nan", "gap_after: nan is not between 0 and 1"),
+        (
+            "device_train_microbatch_size=[]",
+            "device_train_microbatch_size: expected a whole number or 'auto', got []",
+        ),
+        ("optimizer.betas=[0.9]", "optimizer.betas: expected a list of 2 values, got [0.9]"),
+        ("optimizer.betas=[x,0.9]", "optimizer.betas[0]: expected a number, got 'x'"),
+    ],
+)
+def test_a_value_is_refused_and_named_in_words(tiny_yaml, override, message):
+    """A union is described in words, and a 0 or NaN does not slip through."""
+    found = errors_of(tiny_yaml(), override)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_values_of_another_type_do_not_hide_values_out_of_range(tiny_yaml):
+    found = errors_of(tiny_yaml(), "seed=x", "save_interval=5", "connector.resampler.depth=0")
+    assert found == [
+        "seed: expected a whole number, got 'x'",
+        "connector.resampler.depth: 0 is less than 1",
+        "save_interval: expected a time such as 1ep, 500ba or 1h30m, got 5",
+    ]
+
+
+def test_values_out_of_range_do_not_hide_combinations(tiny_yaml):
+    found = errors_of(tiny_yaml(), "optimizer.lr=0", "autoresume=true", "scheduler.t_warmup=9ba")
+    assert [error.split(":")[0] for error in found] == [
+        "optimizer.lr",
+        "scheduler.t_warmup",
+        "autoresume",
+    ]
 
 
 TIMED = {"callbacks": {"speed_report": {}, "step_times": {}}}
@@ -123,18 +166,17 @@ TIMES = {
 }
 
 
-def test_every_key_that_holds_a_time_is_marked(tiny_yaml):
-    config = TrainConfig.read(tiny_yaml(**TIMED))
-    marked = {key: set(rule.units) for key, _, rule in marked_times(config)}
-    assert marked == TIMES
-    for section in set(sections()):
-        hints = typing.get_type_hints(section, include_extras=True)
+def test_every_key_that_holds_a_time_is_marked():
+    marked = {}
+    for path, section in sections():
+        hints = keys_of(section)
         for field in dataclasses.fields(section):
-            is_marked = any(
-                isinstance(rule, TimeRule)
-                for rule in getattr(hints[field.name], "__metadata__", ())
-            )
+            rule = constraint_of(hints[field.name])
+            if isinstance(rule, TimeRule):
+                marked[path + field.name] = set(rule.units)
+            is_marked = isinstance(rule, TimeRule)
             assert is_marked == is_time(field.default) or field.name == "max_duration", field.name
+    assert marked == TIMES
 
 
 def is_time(default):
@@ -226,9 +268,9 @@ def test_a_warm_up_that_does_not_fit_the_run_is_refused(tiny_yaml, length, warmu
 def test_times_are_refused_with_all_other_mistakes(tiny_yaml):
     found = errors_of(tiny_yaml(), "max_duration=0.5ep", "eval_interval=h", "max_seq_len=5")
     assert [error.split(":")[0] for error in found] == [
-        "max_seq_len",
         "max_duration",
         "eval_interval",
+        "max_seq_len",
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from composer.devices import DeviceCPU
+from PIL import Image
 
 from tiny import byte_tokenizer
 from vlm_composer.data.batches import num_samples, num_tokens, split_batch
@@ -18,7 +19,8 @@ from vlm_composer.data.template import IGNORE_INDEX, Template
 @pytest.fixture
 def encoder():
     return BatchEncoder(
-        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64), Pixels(image_size=16)
+        Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=64),
+        Pixels(16, Image.Resampling.BICUBIC, "torchvision"),
     )
 
 
@@ -52,7 +54,7 @@ def test_a_batch_holds_its_samples_and_no_padding(captions, encoder, batch_of):
 def test_an_error_names_the_sample(captions):
     short = Template(byte_tokenizer(), num_image_tokens=4, max_seq_len=6)
     with pytest.raises(ValueError, match=r"sample s\d+: the prompt is"):
-        BatchEncoder(short, Pixels(image_size=16))([captions[0]])
+        BatchEncoder(short, Pixels(16, Image.Resampling.BICUBIC, "torchvision"))([captions[0]])
 
 
 def test_an_image_that_cannot_be_read_names_the_sample(captions, encoder):

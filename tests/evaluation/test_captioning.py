@@ -40,7 +40,8 @@ def model_of(llm):
     model = VisionLanguageModel(
         VisionTower(tiny_siglip()),
         Connector(
-            PerceiverResampler(48, num_latents=4, num_heads=2, head_dim=16), MLPProjector(32, 64)
+            PerceiverResampler(48, num_latents=4, depth=2, num_heads=2, head_dim=16),
+            MLPProjector(32, 64, mlp_ratio=4),
         ),
         LanguageModel(llm()),
         template.image_token_id,

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from dataclasses import asdict
 
 import pytest
 import torch
 from composer.core import Callback
 
 from runs import metrics_of, start
+from vlm_composer.config.reports import LiveWarningsConfig
 from vlm_composer.evaluation.warnings import LiveWarnings
 
 EVIDENCE = {"num_samples": 5, "num_choices": 2}
@@ -97,7 +99,7 @@ def test_gradients_that_explode_though_they_are_clipped(provoke):
 
 def test_one_unusual_gradient_is_no_explosion(tmp_path):
     """As in the demo: 28.7 at a median of 2.75, once, and again when it is forgotten."""
-    found = LiveWarnings(tmp_path / "warnings.jsonl", window=8)
+    found = LiveWarnings(tmp_path / "warnings.jsonl", **asdict(LiveWarningsConfig(window=8)))
     said = []
     found._warn = lambda name, message: said.append(name)
     quiet = [2.75, 2.4, 2.7, 2.2, 2.8, 2.6, 2.5]
@@ -202,7 +204,7 @@ def test_a_resumed_run_warns_as_an_uninterrupted_one(tiny_config, tmp_path):
 
 def test_losses_that_vary_are_no_spikes(tmp_path):
     """A loss is judged by its median and by how far the others lie from it."""
-    found = LiveWarnings(tmp_path / "warnings.jsonl", window=8)
+    found = LiveWarnings(tmp_path / "warnings.jsonl", **asdict(LiveWarningsConfig(window=8)))
     said = []
     found._warn = lambda name, message: said.append(name)
     for loss in (1.0, 3.0, 0.4, 2.6, 0.5, 3.1, 0.9, 2.2, 3.3):

@@ -16,10 +16,14 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_the_specification_counts_hold_part_by_part():
+def specified():
     with torch.device("meta"):
         resampler = PerceiverResampler(1152, num_latents=64, depth=2, num_heads=8, head_dim=64)
-        projector = MLPProjector(512, 4096, mlp_ratio=4)
+        return resampler, MLPProjector(512, 4096, mlp_ratio=4)
+
+
+def test_the_specification_counts_hold_part_by_part():
+    resampler, projector = specified()
     layer = resampler.layers[0]
     assert count(resampler.proj_in) == 590_336
     assert resampler.latents.numel() == 32_768
@@ -37,7 +41,7 @@ def test_the_specification_counts_hold_part_by_part():
 
 def test_the_specification_shapes_hold():
     with torch.device("meta"):
-        connector = Connector(PerceiverResampler(1152), MLPProjector(512, 4096), nn.LayerNorm(1152))
+        connector = Connector(*specified(), nn.LayerNorm(1152))
         patches = torch.empty(3, 729, 1152)
     assert connector.resampler(patches).shape == (3, 64, 512)
     assert connector(patches).shape == (3, 64, 4096)
@@ -111,6 +115,7 @@ def test_outputs_and_gradients_equal_plain_tensor_code(with_norm, num_patches):
 
 def test_patches_in_bf16_are_read_in_fp32():
     connector = Connector(
-        PerceiverResampler(24, num_latents=5, num_heads=4, head_dim=8), MLPProjector(32, 20)
+        PerceiverResampler(24, num_latents=5, depth=2, num_heads=4, head_dim=8),
+        MLPProjector(32, 20, mlp_ratio=4),
     )
     assert connector(torch.randn(1, 9, 24, dtype=torch.bfloat16)).dtype == torch.float32

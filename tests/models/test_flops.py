@@ -58,7 +58,8 @@ def test_parts_scale_as_they_should():
     model = VisionLanguageModel(
         VisionTower(tiny_siglip()),
         Connector(
-            PerceiverResampler(48, num_latents=K, num_heads=2, head_dim=16), MLPProjector(32, 64)
+            PerceiverResampler(48, num_latents=K, depth=2, num_heads=2, head_dim=16),
+            MLPProjector(32, 64, mlp_ratio=4),
         ),
         LanguageModel(tiny_qwen3()),
         IMAGE,
@@ -81,7 +82,10 @@ def test_the_full_size_model_costs_what_the_arithmetic_says():
         llm = load_language_model("Qwen/Qwen3-8B-Base", pretrained=False, dtype=torch.bfloat16)
         model = VisionLanguageModel(
             VisionTower(vision),
-            Connector(PerceiverResampler(1152), MLPProjector(512, 4096)),
+            Connector(
+                PerceiverResampler(1152, num_latents=64, depth=2, num_heads=8, head_dim=64),
+                MLPProjector(512, 4096, mlp_ratio=4),
+            ),
             LanguageModel(llm),
             151_935,
         )

@@ -1,8 +1,9 @@
 """What a training yaml may say: the schema, and how a yaml becomes one that is known to work.
 
-`run` has the whole; `model`, `data` and `reports` are its larger sections. `loader` reads a yaml,
-`checks` finds values and combinations that cannot work, `changes` tells what differs from the run
-that a checkpoint is of.
+`run` has the whole schema; `model`, `data` and `reports` are its larger sections, `section` and
+`times` what stands beside their fields. `loader` reads a yaml, `checks` finds combinations that
+cannot work, `train_config` does both. `changes` compares a configuration with that of a checkpoint,
+`reference` writes `docs/config.md`.
 """
 
-from vlm_composer.config.run import TrainConfig as TrainConfig
+from vlm_composer.config.train_config import TrainConfig as TrainConfig

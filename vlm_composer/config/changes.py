@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vlm_composer.config.run import TrainConfig
+from vlm_composer.config.train_config import TrainConfig
 
 _FREE = (
     "variables",

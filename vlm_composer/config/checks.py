@@ -1,103 +1,37 @@
-"""Values and combinations of a `TrainConfig` that cannot work, found before anything is loaded."""
+"""Combinations of a run's settings that cannot work, found before anything is loaded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from math import inf
 
 from composer.core import Time, TimeUnit
 
-from vlm_composer.config.reports import CallbacksConfig
-from vlm_composer.config.run import TrainConfig
+from vlm_composer.config.run import RunSettings
 from vlm_composer.config.source_checks import source_mistakes
-from vlm_composer.config.times import marked_times
+from vlm_composer.config.times import RUN_LENGTH, WARMUP
 
 
-def mistakes(config: TrainConfig) -> list[str]:
+def mistakes(config: RunSettings) -> list[str]:
     """Return one line for each mistake, with the values and what to do."""
     return [
-        *_out_of_range(config),
+        *_lengths(config),
         *source_mistakes(config),
-        *(_time_faults(config) or warmup_faults(config)),
         *_without_effect(config),
         *_batch_sizes(config),
     ]
 
 
-def _out_of_range(config: TrainConfig) -> Iterator[str]:
-    resampler = config.connector.resampler
-    for key, value, least in (
-        ("global_train_batch_size", config.global_train_batch_size, 1),
-        ("connector.resampler.num_latents", resampler.num_latents, 1),
-        ("connector.resampler.depth", resampler.depth, 1),
-        ("connector.resampler.num_heads", resampler.num_heads, 1),
-        ("connector.resampler.head_dim", resampler.head_dim, 1),
-        ("connector.projector.mlp_ratio", config.connector.projector.mlp_ratio, 1),
-        ("max_seq_len", config.max_seq_len, resampler.num_latents + 2),
-        ("device_eval_batch_size", config.device_eval_batch_size or 1, 1),
-        ("eval_subset_num_batches", config.eval_subset_num_batches, -1),
-        ("save_num_checkpoints_to_keep", config.save_num_checkpoints_to_keep, -1),
-        ("store_timeout", config.store_timeout, 0),
-    ):
-        if value < least:
-            yield f"{key}: {value} is less than {least}"
-    yield from _out_of_range_callbacks(config.callbacks)
-    for side, loader in config.loaders.items():
-        for name, number, smallest in (
-            ("num_workers", loader.num_workers, 0),
-            ("prefetch_factor", loader.prefetch_factor, 1),
-            ("dataset.num_canonical_nodes", loader.dataset.num_canonical_nodes, 1),
-            ("dataset.epoch_size", loader.dataset.epoch_size, 1),
-            ("dataset.sampling_granularity", loader.dataset.sampling_granularity, 1),
-        ):
-            if number is not None and number < smallest:
-                yield f"{side}_loader.{name}: {number} is less than {smallest}"
-    if not 0 <= config.scheduler.alpha_f <= 1:
-        yield f"scheduler.alpha_f: {config.scheduler.alpha_f} is not between 0 and 1"
-    if not 0 < config.optimizer.lr < float("inf"):
-        yield f"optimizer.lr: {config.optimizer.lr} is not a positive number"
-    if config.optimizer.weight_decay < 0:
-        yield f"optimizer.weight_decay: {config.optimizer.weight_decay} is less than 0"
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        yield f"optimizer.betas: {list(config.optimizer.betas)} are not both in [0, 1)"
+def _lengths(config: RunSettings) -> Iterator[str]:
+    least = config.connector.resampler.num_latents + 2
+    if config.max_seq_len < least:
+        yield f"max_seq_len: {config.max_seq_len} is less than {least}"
+    times = (RUN_LENGTH, config.max_duration), (WARMUP, config.scheduler.t_warmup)
+    if not any(rule.fault_of(time) for rule, time in times):
+        yield from warmup_faults(config)
 
 
-def _out_of_range_callbacks(callbacks: CallbacksConfig) -> Iterator[str]:
-    limits: list[tuple[str, float, float, float]] = []
-    if (evidence := callbacks.evidence) is not None:
-        limits += [
-            ("evidence.num_samples", evidence.num_samples, 2, inf),
-            ("evidence.num_choices", evidence.num_choices, 2, inf),
-        ]
-    if (captions := callbacks.captions) is not None:
-        limits += [
-            ("captions.num_images", captions.num_images, 1, inf),
-            ("captions.max_new_tokens", captions.max_new_tokens, 1, inf),
-        ]
-    if (warnings := callbacks.warnings) is not None:
-        limits += [
-            ("warnings.gap_after", warnings.gap_after, 0, 1),
-            ("warnings.loss_factor", warnings.loss_factor, 1, inf),
-            ("warnings.gradient_factor", warnings.gradient_factor, 1, inf),
-            ("warnings.min_output_spread", warnings.min_output_spread, 0, inf),
-            ("warnings.max_dead_latents", warnings.max_dead_latents, 0, 1),
-            ("warnings.max_data_wait", warnings.max_data_wait, 0, 1),
-            ("warnings.window", warnings.window, 2, inf),
-            ("warnings.cooldown", warnings.cooldown, 1, inf),
-        ]
-    for key, value, least, most in limits:
-        if value < least:
-            yield f"callbacks.{key}: {value} is less than {least}"
-        elif value > most:
-            yield f"callbacks.{key}: {value} is more than {most}"
-
-
-def _time_faults(config: TrainConfig) -> list[str]:
-    return [f"{key}: {fault}" for key, text, rule in marked_times(config) if (fault := rule(text))]
-
-
-def warmup_faults(config: TrainConfig, epoch_batches: int | None = None) -> list[str]:
+def warmup_faults(config: RunSettings, epoch_batches: int | None = None) -> list[str]:
     """Compare the warm-up with the length of the run.
 
     Args:
@@ -130,7 +64,7 @@ def warmup_faults(config: TrainConfig, epoch_batches: int | None = None) -> list
     return [f"{key} is longer than {run}; give that or less"] if too_long else []
 
 
-def _without_effect(config: TrainConfig) -> Iterator[str]:
+def _without_effect(config: RunSettings) -> Iterator[str]:
     for key, tower in (
         ("vision_tower", config.vision_tower),
         ("language_model", config.language_model),
@@ -175,7 +109,7 @@ def _without_effect(config: TrainConfig) -> Iterator[str]:
             yield f"callbacks.{key}: needs an eval_loader"
 
 
-def _batch_sizes(config: TrainConfig) -> Iterator[str]:
+def _batch_sizes(config: RunSettings) -> Iterator[str]:
     microbatch, batch = config.device_train_microbatch_size, config.global_train_batch_size
     # The launcher sets WORLD_SIZE before the script starts.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -198,5 +132,3 @@ def _batch_sizes(config: TrainConfig) -> Iterator[str]:
                 "device_train_microbatch_size: auto does not work with parallelism: "
                 f"{config.parallelism}; give a number"
             )
-    elif microbatch < 1:
-        yield f"device_train_microbatch_size: {microbatch} is less than 1"

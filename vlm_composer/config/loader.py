@@ -1,8 +1,8 @@
 """From a yaml file and `key=value` overrides to checked dataclasses.
 
 Every mistake is found before anything is loaded and all of them are reported at once: unknown keys
-(with the nearest valid one), missing keys, wrong types, values outside a fixed set. The schema
-itself is `vlm_composer.config`; this module knows only dataclasses and type hints.
+(with the nearest valid one), missing keys, wrong types, values outside a fixed set or range.
+pydantic finds them; this module says where in the yaml they are and what works there.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from vlm_composer.config.section import TYPES_ONLY, bare, describe_type, keys_of
 
 T = TypeVar("T")
 Place = tuple[str | int, ...]
 """Keys of mappings and numbers of list items, from the top to a value."""
-Texts = dict[Place, str]
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
 _MASK = "__from_the_environment__"
-INTERNAL = {"internal": True}
-"""Metadata of fields that are no keys of a yaml."""
+
+
+class Texts(dict[Place, str]):
+    """What a yaml has in place of values from the environment, by their places."""
 
 
 class ConfigError(ValueError):
@@ -72,7 +76,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
         raise ConfigError(str(path), [f"not valid yaml: {error}"]) from error
     if not isinstance(data, dict):
         raise ConfigError(str(path), ["the file is not a mapping of keys to values"])
-    return typing.cast(dict[str, Any], data), dict(_environment_texts(merged, data))
+    return typing.cast(dict[str, Any], data), Texts(_environment_texts(merged, data))
 
 
 def _environment_texts(merged: Any, data: Any) -> Iterator[tuple[Place, str]]:
@@ -104,103 +108,59 @@ def _different_texts(masked: Any, data: Any, path: Place) -> Iterator[tuple[Plac
         yield path, masked.replace(_MASK, "${oc.env:")
 
 
-def build(schema: type[T], data: dict[str, Any], path: str, errors: list[str]) -> T | None:
+def build(
+    schema: type[T], data: Any, path: str, errors: list[str], *, constraints: bool = False
+) -> T | None:
     """Build `schema` from `data`, appending one line to `errors` for each mistake.
 
     Args:
-        schema: A dataclass type; nested dataclasses, `X | None`, `Literal`, `list[X]`,
-            `tuple[X, …]`, `dict[str, X]`, str, int, float and bool are understood, and
-            `Annotated[X, rule]`, whose `rule.expected` describes what it takes.
+        schema: A section of the schema.
         data: The mapping at `path`.
         path: Dotted key of `data` in the file, empty at the top.
         errors: Extended in place.
+        constraints: Look at ranges and times, and not only at keys and types.
 
     Returns:
         The instance, or None when `data` had a mistake.
     """
-    hints = typing.get_type_hints(schema, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(schema) if f.metadata != INTERNAL}  # type: ignore[arg-type]
-    before = len(errors)
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            errors.append(f"{where}: unknown key{_nearest(str(key), fields)}")
-            continue
-        values[str(key)] = _convert(hints[str(key)], value, where, errors)
-    for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in data:
-            errors.append(f"{path}.{name}: missing" if path else f"{name}: missing")
-    return schema(**values) if len(errors) == before else None
+    context = None if constraints else TYPES_ONLY
+    try:
+        return TypeAdapter(schema).validate_python(data, context=context)
+    except ValidationError as error:
+        lines = [_message(schema, path, one) for one in error.errors(include_url=False)]
+        errors += dict.fromkeys(lines)  # pydantic has an error for each alternative of a union
+        return None
 
 
-def _nearest(key: str, valid: typing.Iterable[str]) -> str:
+def _message(schema: type, path: str, error: ErrorDetails) -> str:
+    kind, value = error["type"], error["input"]
+    hint: Any = schema
+    keys: dict[str, Any] = {}
+    for part in error["loc"]:  # ends with the alternative that failed where the type is a union
+        inner = bare(hint)
+        origin, arguments = typing.get_origin(inner), typing.get_args(inner)
+        if dataclasses.is_dataclass(inner):
+            keys = keys_of(typing.cast(type, inner))
+            hint = keys.get(str(part))
+        elif origin in (dict, list) or (origin is tuple and kind != "missing"):
+            hint = arguments[-1]
+        else:
+            break
+        item = f"[{part}]" if origin in (list, tuple) else f".{part}"
+        path = f"{path}{item}" if path else str(part)
+    if hint is None:
+        return f"{path}: unknown key{_nearest(str(error['loc'][-1]), keys)}"
+    if kind == "missing" and isinstance(error["loc"][-1], str):
+        return f"{path}: missing"
+    if kind == "constraint":
+        return f"{path}: {error['msg']}"
+    if typing.get_origin(inner := bare(hint)) is Literal:
+        choices = ", ".join(map(repr, typing.get_args(inner)))
+        return f"{path}: {value!r} is not one of {choices}"
+    value = list(value) if isinstance(value, tuple) else value
+    return f"{path}: expected {describe_type(hint)}, got {value!r}"
+
+
+def _nearest(key: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; valid keys are {', '.join(valid)}"
-
-
-def _convert(hint: Any, value: Any, where: str, errors: list[str]) -> Any:
-    """Return `value` as `hint`, or append why it is not one."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        inner = [a for a in arguments if a is not type(None)]
-        if len(inner) == 1:
-            return _convert(inner[0], value, where, errors)
-        for candidate in inner:  # the first alternative that fits, e.g. int | str
-            attempt: list[str] = []
-            converted = _convert(candidate, value, where, attempt)
-            if not attempt:
-                return converted
-        return _reject(where, " or ".join(_name(a) for a in inner), value, errors)
-    if origin is Annotated:
-        base, rule = arguments
-        return value if type(value) is base else _reject(where, rule.expected, value, errors)
-    if dataclasses.is_dataclass(hint):
-        if value is None:  # `lr_monitor:` with nothing behind it means its defaults
-            value = {}
-        if not isinstance(value, dict):
-            return _reject(where, "a mapping of keys to values", value, errors)
-        return build(typing.cast(type, hint), value, where, errors)
-    if origin is Literal:
-        if value in arguments and type(value) in {type(a) for a in arguments}:
-            return value
-        choices = ", ".join(repr(a) for a in arguments)
-        hint_text = _nearest(value, arguments) if isinstance(value, str) else ""
-        errors.append(f"{where}: {value!r} is not one of {choices}{hint_text.partition(';')[0]}")
-        return None
-    if origin in (list, tuple):
-        if not isinstance(value, list):
-            return _reject(where, "a list", value, errors)
-        if origin is tuple and arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            return _reject(where, f"a list of {len(arguments)} values", value, errors)
-        inner = [arguments[0]] * len(value) if origin is list else list(arguments)
-        items = [
-            _convert(i, v, f"{where}[{n}]", errors)
-            for n, (i, v) in enumerate(zip(inner, value, strict=False))
-        ]
-        return tuple(items) if origin is tuple else items
-    if origin is dict:
-        if not isinstance(value, dict):
-            return _reject(where, "a mapping of keys to values", value, errors)
-        return {str(k): _convert(arguments[1], v, f"{where}.{k}", errors) for k, v in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is hint:
-        return value
-    return _reject(where, _name(hint), value, errors)
-
-
-def _name(hint: Any) -> str:
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return names.get(hint, str(hint))
-
-
-def _reject(where: str, expected: str, value: Any, errors: list[str]) -> None:
-    errors.append(f"{where}: expected {expected}, got {value!r}")

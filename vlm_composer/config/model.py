@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from vlm_composer.config.section import Name, Section, at_least
 
 Dtype = Literal["bf16", "fp32", "auto"]
 
 
 @dataclass
-class TowerConfig:
+class TowerConfig(Section):
     """What both towers have in common."""
 
     name: str
@@ -17,11 +21,11 @@ class TowerConfig:
     pretrained: bool = True
     """Read its weights; false builds random ones from its configuration."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit on the hub; the main branch when empty."""
     dtype: Dtype = "bf16"
     """Storage of the frozen weights. auto: bf16 where the device multiplies it in hardware, else
     fp32."""
-    config_overrides: dict[str, Any] = field(default_factory=dict)
+    config_overrides: dict[Name, Any] = field(default_factory=dict)
     """Attributes of its configuration to change; only with `pretrained: false`."""
 
 
@@ -53,32 +57,34 @@ class LanguageModelConfig(TowerConfig):
 
 
 @dataclass
-class ResamplerConfig:
+class ResamplerConfig(Section):
     """Perceiver resampler: patches to a fixed number of tokens."""
 
-    num_latents: int = 64
+    num_latents: Annotated[int, at_least(1)] = 64
     """Tokens an image becomes."""
-    depth: int = 2
-    """Layers."""
-    num_heads: int = 8
+    depth: Annotated[int, at_least(1)] = 2
+    """Number of layers."""
+    num_heads: Annotated[int, at_least(1)] = 8
     """Attention heads a layer."""
-    head_dim: int = 64
+    head_dim: Annotated[int, at_least(1)] = 64
     """Width of a head; the latents are `num_heads * head_dim` wide."""
 
 
 @dataclass
-class ProjectorConfig:
+class ProjectorConfig(Section):
     """MLP projector: from the latents to the language model."""
 
-    mlp_ratio: int = 4
+    mlp_ratio: Annotated[int, at_least(1)] = 4
     """Hidden width as a multiple of the language model's width."""
 
 
 @dataclass
-class ConnectorConfig:
+class ConnectorConfig(Section):
     """The trainable part."""
 
     resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
+    """From patches to a fixed number of tokens."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """From the latents to the language model's width."""
     vision_ln: bool = False
     """A trainable LayerNorm on the vision tower's output."""

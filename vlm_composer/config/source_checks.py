@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from vlm_composer.config.data import LoaderConfig, StreamConfig
-from vlm_composer.config.run import TrainConfig
+from vlm_composer.config.run import RunSettings
 
 
-def source_mistakes(config: TrainConfig) -> list[str]:
+def source_mistakes(config: RunSettings) -> list[str]:
     """Return one line for each mistake, with the values and what to do."""
     loaders = {f"{side}_loader": loader for side, loader in config.loaders.items()}
     if misplaced := [line for key, loader in loaders.items() for line in _places(key, loader)]:
@@ -44,12 +43,6 @@ def _weights(key: str, loader: LoaderConfig) -> Iterator[str]:
     for name, source in sources.items():
         if len(source.weight) > 1:
             yield f"{key}.{name}: {_told(source)}; give one of them"
-        for kind, value in source.weight.items():
-            if not 0 < value < math.inf:
-                yield (
-                    f"{key}.{name}.{kind}: {value} is not a positive number; leave the stream out "
-                    "to take nothing of it"
-                )
     with_share = [name for name, source in sources.items() if "proportion" in source.weight]
     without = [name for name in sources if name not in with_share]
     if with_share and without:

@@ -6,21 +6,20 @@ for each mistake. `TimeRule` finds them all when the yaml is read.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from composer.core import Time, TimeUnit
+
+from vlm_composer.config.section import Constraint
 
 _CLOCK = re.compile(r"(?=[0-9])([0-9]+h)?([0-9]+m)?([0-9]+s)?")
 
 
 @dataclass(frozen=True)
-class TimeRule:
+class TimeRule(Constraint):
     """What a key that holds a time accepts.
 
     Attributes:
@@ -32,14 +31,13 @@ class TimeRule:
     units: tuple[str, ...]
     example: str
     zero: bool = False
+    replaces_type = True
 
     @property
-    def expected(self) -> str:
-        """Describe a value, for a message about one of another type."""
+    def expected(self) -> str:  # type: ignore[override]
         return f"a time such as {self.example}"
 
-    def __call__(self, text: str) -> str | None:
-        """Return what is wrong with a value and what to give; None where it works."""
+    def fault_of(self, text: str) -> str | None:
         give = f"give {self.expected}"
         if not (_CLOCK.fullmatch(text) or re.search(r"[a-zA-Z]\s*$", text)):
             return f"{text!r} has no unit; {give}"
@@ -59,29 +57,10 @@ class TimeRule:
         return None
 
 
-def marked_times(section: Any, path: str = "") -> Iterator[tuple[str, str, TimeRule]]:
-    """Find the times of a configuration.
-
-    Args:
-        section: A dataclass of the schema.
-        path: Its dotted key, with a dot at the end; empty at the top.
-
-    Returns:
-        For each field whose type has a `TimeRule`, also of sections below: its dotted key, its
-        value and the rule.
-    """
-    for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
-        value = getattr(section, name)
-        if dataclasses.is_dataclass(value):
-            yield from marked_times(value, f"{path}{name}.")
-        elif rules := [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, TimeRule)]:
-            yield f"{path}{name}", value, rules[0]
-
-
-RunLength = Annotated[str, TimeRule(("ep", "ba", "sp", "tok"), "1ep or 500ba")]
+RUN_LENGTH = TimeRule(("ep", "ba", "sp", "tok"), "1ep or 500ba")
 """Length of the run. Composer cannot end a run by the clock."""
 
-Warmup = Annotated[str, TimeRule(("ep", "ba", "sp", "tok", "dur"), "100ba or 0.03dur", zero=True)]
+WARMUP = TimeRule(("ep", "ba", "sp", "tok", "dur"), "100ba or 0.03dur", zero=True)
 """A part of the run, in its unit or as a share of it."""
 
 Interval = Annotated[str, TimeRule(("ep", "ba", "sp", "tok", "dur", "sec"), "1ep, 500ba or 1h30m")]

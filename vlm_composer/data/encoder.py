@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlm_composer.config.data import ImageDecoder
@@ -33,12 +32,7 @@ class Pixels:
         image_decoder: Who decodes and scales, see `decode_image`.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        resample: int = Image.Resampling.BICUBIC,
-        image_decoder: ImageDecoder = "torchvision",
-    ) -> None:
+    def __init__(self, image_size: int, resample: int, image_decoder: ImageDecoder) -> None:
         self.image_size = image_size
         self.resample = resample
         self.image_decoder = image_decoder

@@ -77,8 +77,8 @@ class CaptionLog(AtEvaluation):
         folder: str | Path,
         *,
         batch_size: int,
-        num_images: int = 8,
-        max_new_tokens: int = 32,
+        num_images: int,
+        max_new_tokens: int,
     ) -> None:
         self._data = data
         self._encoder = encoder

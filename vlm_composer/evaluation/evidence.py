@@ -88,8 +88,8 @@ class Evidence(AtEvaluation):
         encoder: BatchEncoder,
         *,
         batch_size: int,
-        num_samples: int = 64,
-        num_choices: int = 8,
+        num_samples: int,
+        num_choices: int,
     ) -> None:
         if len(data) < 2:
             raise ValueError(

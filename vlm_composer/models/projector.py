@@ -14,7 +14,7 @@ class MLPProjector(nn.Module):
         mlp_ratio: Hidden width as a multiple of `llm_dim`.
     """
 
-    def __init__(self, latent_dim: int, llm_dim: int, *, mlp_ratio: int = 4) -> None:
+    def __init__(self, latent_dim: int, llm_dim: int, *, mlp_ratio: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(latent_dim, mlp_ratio * llm_dim)
         self.act = nn.GELU()

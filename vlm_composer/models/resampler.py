@@ -57,10 +57,10 @@ class PerceiverResampler(nn.Module):
         self,
         vision_dim: int,
         *,
-        num_latents: int = 64,
-        depth: int = 2,
-        num_heads: int = 8,
-        head_dim: int = 64,
+        num_latents: int,
+        depth: int,
+        num_heads: int,
+        head_dim: int,
     ) -> None:
         super().__init__()
         self.latent_dim = num_heads * head_dim

@@ -23,9 +23,7 @@ class SpeedReport(StepReport):
         interval: As in `StepReport`.
     """
 
-    def __init__(
-        self, full_epoch_samples: int, *, warmup_batches: int = 3, interval: str = "100ba"
-    ) -> None:
+    def __init__(self, full_epoch_samples: int, *, warmup_batches: int, interval: str) -> None:
         super().__init__(warmup_batches=warmup_batches, interval=interval)
         self.full_epoch_samples = full_epoch_samples
         self._start = 0.0

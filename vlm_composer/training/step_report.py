@@ -20,7 +20,7 @@ class StepReport(Callback):
         interval: How often it reports; it always does at the end of a run.
     """
 
-    def __init__(self, *, warmup_batches: int = 3, interval: str = "100ba") -> None:
+    def __init__(self, *, warmup_batches: int, interval: str) -> None:
         self.warmup_batches = warmup_batches
         self.num_steps = 0
         """Steps that the next report is about."""

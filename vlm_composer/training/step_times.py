@@ -106,9 +106,7 @@ class StepTimes(StepReport):
         interval: Steps that are averaged over, and how often that is logged.
     """
 
-    def __init__(
-        self, vlm: VisionLanguageModel, *, warmup_batches: int = 3, interval: str = "100ba"
-    ) -> None:
+    def __init__(self, vlm: VisionLanguageModel, *, warmup_batches: int, interval: str) -> None:
         super().__init__(warmup_batches=warmup_batches, interval=interval)
         self.clock: Clock = HostClock()
         self._vlm = vlm

@@ -42,7 +42,7 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
         super().__init__(config)
         config = self.config  # type: ignore[assignment]  # with the attention that transformers has chosen
         settings = dict(config.connector)
-        vision_dim, mlp_ratio = config.vision_config.hidden_size, settings.pop("mlp_ratio", 4)
+        vision_dim, mlp_ratio = config.vision_config.hidden_size, settings.pop("mlp_ratio")
         vision_ln = nn.LayerNorm(vision_dim) if settings.pop("vision_ln", False) else None
         resampler = PerceiverResampler(vision_dim, **settings)
         projector = MLPProjector(
