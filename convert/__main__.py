@@ -15,19 +15,35 @@ from convert.source_options import add_source_options, specs_of
 from convert.sources.opening import SourceSpec, open_source
 from vlm_composer.plain_text import say
 
-COMMANDS = ("inspect", "verify", "preview")
-"""Each in a module of its own with a `main`; everything else is the conversion."""
+TOOLS = {
+    "inspect": "numbers and random samples of a data set, as a page",
+    "verify": "check every shard, sample and image of a data set",
+    "preview": "random items as a training run would read them",
+    "features": "a frozen vision tower's patches of a data set, for training to read",
+}
+"""Each in a module of its own; everything else is the conversion."""
 
 
 def main() -> int:
-    """Converts, or runs one of `COMMANDS`, as the command line says.
+    """Convert, or run one of `TOOLS`, as the command line says; return the exit status."""
+    if sys.argv[1:2] and sys.argv[1] in TOOLS:
+        return int(import_module(f"convert.{sys.argv[1]}").main(sys.argv[2:]))
+    tools = "\n".join(f"  python -m convert {name:<9} {what}" for name, what in TOOLS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        epilog=f"tools (each with a --help of its own):\n{tools}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as `add_arguments` describes.
 
     Returns:
         The exit status: 0 when the data set is written, 1 when it is not, 130 when interrupted.
     """
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        return int(import_module(f"convert.{sys.argv[1]}").main(sys.argv[2:]))
-    args = _parser().parse_args()
     try:
         specs = specs_of(args)
         if args.engine == "spark" and args.workers is not None:
@@ -75,10 +91,10 @@ def _open_spark() -> Engine:
     return SparkEngine()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert",
-        description="Convert images and what is said about them to MDS shards (train and eval).",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Convert images and what is said about them to MDS shards (train and eval)."
     )
     add_source_options(parser)
     add = parser.add_argument
@@ -133,7 +149,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="delete a data set that DEST already holds, or what another command began there",
     )
-    return parser
 
 
 if __name__ == "__main__":

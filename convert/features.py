@@ -17,12 +17,18 @@ from vlm_composer.plain_text import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Makes features as the command line says.
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m convert.features")
+    add_arguments(parser)
+    return run(parser.parse_intermixed_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make features as `add_arguments` describes.
 
     Returns:
         The exit status: 0 when they are written, 1 when they are not, 130 when interrupted.
     """
-    options = _parser().parse_intermixed_args(arguments)
     try:
         summary = make_features(
             TrainConfig.read(options.yaml, options.overrides),
@@ -49,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.features",
-        description="Write a frozen vision tower's patches of a data set, for training to read.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Write a frozen vision tower's patches of a data set, for training to read."
     )
     add = parser.add_argument
     add("yaml", metavar="YAML", help="the training yaml, with data sets of images")
-    add("overrides", nargs="*", metavar="key=value", help="as for train.py")
+    add("overrides", nargs="*", default=[], metavar="key=value", help="as for train.py")
     add("--out", required=True, metavar="DEST", help="folder, or s3://, gs:// or azure:// URL")
     add(
         "--dtype",
@@ -73,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--overwrite", action="store_true", help="delete a data set that DEST already holds")
     add("--dry-run", action="store_true", help="print size and break-even, write nothing")
-    return parser
 
 
 if __name__ == "__main__":

@@ -129,12 +129,18 @@ def describe(overview: Overview) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Inspects as the command line says.
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m convert inspect")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Inspect as `add_arguments` describes.
 
     Returns:
         The exit status: 0 when the page is written, 1 when it is not, 130 when interrupted.
     """
-    options = _parser().parse_args(argv)
     try:
         report = inspect_data_set(
             options.dest,
@@ -153,11 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert inspect",
-        description="Print a data set's numbers, and write a page and a contact sheet of random "
-        f"samples ({PAGE}, {SHEET}).",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Print a data set's numbers, and write a page and a contact sheet of random "
+        f"samples ({PAGE}, {SHEET})."
     )
     add = parser.add_argument
     add(
@@ -175,4 +181,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=17, metavar="S", help="decides which (default: %(default)s)")
     add("--out", default=".", metavar="DIR", help="where the two files go (default: here)")
-    return parser

@@ -152,12 +152,18 @@ def _image_size(config: TrainConfig) -> tuple[int | None, str | None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Previews as the command line says.
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m convert preview")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Preview as `add_arguments` describes.
 
     Returns:
         The exit status: 0 when items were shown, 1 when they could not be, 130 when interrupted.
     """
-    options = _parser().parse_args(argv)
     width = shutil.get_terminal_size((100, 24)).columns
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     try:
@@ -202,11 +208,11 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert preview",
-        description="Show random items as a training run would read them: text, image tokens, and "
-        "which tokens bear loss.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Show random items as a training run would read them: text, image tokens, and "
+        "which tokens bear loss."
     )
     add = parser.add_argument
     add("positional_json", nargs="?", metavar="JSON", help="the same as --json")
@@ -221,4 +227,3 @@ def _parser() -> argparse.ArgumentParser:
         help="random items, of each source (default: %(default)s)",
     )
     add("--seed", type=int, default=17, metavar="S", help="decides which (default: %(default)s)")
-    return parser

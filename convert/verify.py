@@ -229,13 +229,19 @@ def _differences(before: str, told: Any, found: Verification) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verifies as the command line says.
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m convert verify")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Verify as `add_arguments` describes.
 
     Returns:
         The exit status: 0 when all is well, 1 when there are faults, 2 when it could not be looked
         at, 130 when interrupted.
     """
-    options = _parser().parse_args(argv)
     try:
         found = verify_data_set(options.dest, workers=options.workers)
     except (ConversionError, OSError) as error:
@@ -253,15 +259,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if found.faults else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert verify",
-        description="Check every shard, sample and image of a data set. Exit status: 0 when all is "
-        "well, 1 when there are faults (a line for each), 2 when it could not be looked at.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Check every shard, sample and image of a data set. Exit status: 0 when all is "
+        "well, 1 when there are faults (a line for each), 2 when it could not be looked at."
     )
     add = parser.add_argument
     add(
         "dest", metavar="DEST", help="folder, or s3://, gs:// or azure:// URL that was converted to"
     )
     add("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    return parser

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from runs import run
@@ -163,3 +164,10 @@ def png(colour: tuple[int, int, int]) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (20, 20), colour).save(data, "PNG")
     return data.getvalue()
+
+
+def read_card(folder: Path) -> str:
+    """The text of an export's card as a reader of Markdown shows it."""
+    card = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    tokens = MarkdownIt().enable("table").parse(card)
+    return "\n".join("".join(c.content for c in token.children or ()) for token in tokens)

@@ -83,8 +83,14 @@ def caption_pictures(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and caption; return the exit code."""
-    options = _parser().parse_args(arguments)
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.caption")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Caption as `add_arguments` describes; return 1 where a picture was not captioned."""
     try:
         pictures = list(find_pictures(options.images))
         model, processor = load_export(
@@ -122,11 +128,11 @@ def _output(path: str | None) -> contextlib.AbstractContextManager[IO[str]]:
     return open(path, "w", encoding="utf-8")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vlm_composer.caption",
-        description="Caption pictures with a folder that python -m vlm_composer.export wrote. "
-        "Prints a JSON object a line.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Caption pictures with a folder that python -m vlm_composer.export wrote. Prints a JSON "
+        "object a line."
     )
     parser.add_argument("export", metavar="DIR", help="the export")
     parser.add_argument(
@@ -154,7 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vision-tower", help="where the vision tower is, if not as exported")
     parser.add_argument("--language-model", help="where the language model is, if not as exported")
     parser.add_argument("--out", metavar="FILE", help="write there; stdout if left out")
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -125,10 +125,17 @@ def describe(planned: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and print the plan; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vlm_composer.plan", description=__doc__)
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.plan")
+    add_arguments(parser)
+    return run(parser.parse_intermixed_args(arguments))  # overrides may stand behind options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = __doc__
     parser.add_argument("yaml", help="a training yaml, for example yamls/stage1.yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, as for train.py")
     parser.add_argument(
         "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="text tokens before the answer"
     )
@@ -140,7 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="h100", help=f"{', '.join(DEVICES)} (h100)")
     parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak assumed (0.45)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_intermixed_args(arguments)  # overrides may stand behind options
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan as `add_arguments` describes; return 1 where there is none."""
     try:
         config = TrainConfig.read(options.yaml, options.overrides)
         planned = plan(

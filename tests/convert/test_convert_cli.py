@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,20 @@ def test_a_conversion(pairs: Any) -> None:
     assert "Traceback" not in done.stderr
     assert json.loads((pairs.out / "summary.json").read_text())["train"] == 18
     assert len(pairs.ids("train")) == 18
+
+
+def test_the_help_lists_the_tools() -> None:
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-m", "convert", *arguments, "--help"]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    tools = re.findall(r"^  python -m convert (\w+) +\w", said(), re.M)
+    assert tools == ["inspect", "verify", "preview", "features"] == [*cli.TOOLS]
+    for tool in tools:
+        assert re.match(rf"usage: python -m convert[ .]{tool} \[-h\]", said(tool))
 
 
 def test_a_folder_for_sockets_with_too_long_a_path(pairs: Any, tmp_path: Path) -> None:

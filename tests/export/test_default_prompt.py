@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streaming import MDSWriter
 
+from exports import read_card
 from hostile_json import VALUES, leaves, replaced
 from vlm_composer.config.data import LoaderConfig
 from vlm_composer.config.loader import build
@@ -138,5 +139,4 @@ def test_a_prompt_that_is_given(qwen_export, tmp_path, capsys):
     assert "the prompt 'no image' has 0 × <image>; give it one" in capsys.readouterr().err
     assert command.main([*arguments, PROMPT]) == 0
     assert load_processor(tmp_path / "out").default_prompt == PROMPT
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"asks {PROMPT!r}: as given to the export" in card
+    assert f"asks {PROMPT!r}: as given to the export" in read_card(tmp_path / "out")

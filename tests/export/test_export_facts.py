@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exports import train_and_export
+from exports import read_card, train_and_export
 from mixtures import mixed
 from tiny import tiny_qwen3, tiny_siglip
 from vlm_composer import report
@@ -46,8 +46,8 @@ def test_a_card_names_every_data_set_and_asks_their_commonest_prompt(streams, tm
         (data / name / "quality.json").write_text(json.dumps(quality))
     out = export_checkpoint(exported.checkpoints, tmp_path / "out")
     assert facts_of(out)["default_prompt"] == "<image>\nWho?"
-    card = (out / "README.md").read_text()
-    assert all(f"`{place}`" in card for place in places)
+    card = read_card(out)
+    assert all(place in card for place in places)
     assert "asks '<image>\\nWho?': the commonest of the training data" in card
 
 
@@ -57,7 +57,7 @@ def test_what_is_not_known_of_the_prompts_is_said(streams, tmp_path, caplog):
     out = export_checkpoint(exported.checkpoints, tmp_path / "out")
     why = f"{data}/llava/train has no quality.json of its conversion on this machine"
     assert facts_of(out)["default_prompt"] == DEFAULT_PROMPT
-    assert f"asks {DEFAULT_PROMPT!r}: a default, for {why}" in (out / "README.md").read_text()
+    assert f"asks {DEFAULT_PROMPT!r}: a default, for {why}" in read_card(out)
     (record,) = [one for one in caplog.records if "Default prompt" in one.message]
     assert record.levelname == "WARNING"
     assert why in record.message

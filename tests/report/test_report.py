@@ -22,7 +22,7 @@ from vlm_composer.report.axes import decimate, even_ticks, smooth
 from vlm_composer.report.charts import Series, line_chart, stacked_chart
 from vlm_composer.report.curves import charts_of
 from vlm_composer.report.run_folder import ReportError, read_run
-from vlm_composer.report.text import duration, escape, flat, number
+from vlm_composer.report.text import duration, flat, number
 from vlm_composer.report.verdict import judge
 from vlm_composer.report.write import write_report
 from vlm_composer.training.step_parts import PARTS
@@ -237,8 +237,7 @@ def test_numbers_are_short():
     assert duration(600) == "10.0 minutes"
 
 
-def test_text_is_made_safe():
-    assert escape('<a href="x">\'&\x00\ud800') == "&lt;a href=&quot;x&quot;&gt;&#x27;&amp;�?"
+def test_a_document_becomes_pairs():
     assert dict(flat({"a": {"b": [1, 2], "c": None, "d": True}, "e": [{"f": 12345}]})) == {
         "a.b": "1, 2",
         "a.c": "–",

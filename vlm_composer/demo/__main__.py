@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,9 +148,16 @@ def summarize(run_folder: Path, captions: list[Caption]) -> bool:
     return learned
 
 
-def main() -> int:
-    """Run the demo; return 0 where the connector learned to see."""
-    parser = argparse.ArgumentParser(prog="python -m vlm_composer.demo", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.demo")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = __doc__
     parser.add_argument("--seed", type=int, default=17, help="seed of connector and data order")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings in place of the yaml's"
@@ -157,7 +165,10 @@ def main() -> int:
     parser.add_argument(
         "--prepare-only", action="store_true", help="fetch and convert, do not train"
     )
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; return 0 where the connector learned to see."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is local
     started = time.monotonic()

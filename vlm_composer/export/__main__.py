@@ -15,11 +15,17 @@ log = logging.getLogger("vlm_composer.export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and export; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vlm_composer.export",
-        description="Write a trained connector as a folder that transformers loads "
-        "(trust_remote_code=True) where this project is not.",
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.export")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = (
+        "Write a trained connector as a folder that transformers loads (trust_remote_code=True) "
+        "where this project is not."
     )
     parser.add_argument(
         "checkpoint", help="a checkpoint, or a folder or URL (s3://, …) for the newest in it"
@@ -45,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what the export asks by default, with one <image>; without it the commonest prompt "
         "of the training data, where the quality.json beside the shards is at hand",
     )
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export as `add_arguments` describes; return 1 where that failed."""
     log_to_stderr()
     try:
         out = export_checkpoint(

@@ -17,11 +17,21 @@ from vlm_composer.report.write import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and print its path; return 1 where there is no run."""
-    parser = argparse.ArgumentParser(prog="python -m vlm_composer.report", description=__doc__)
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vlm_composer.report")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its arguments to a parser."""
+    parser.description = __doc__
     parser.add_argument("run_dir", type=Path, help="the run's folder, with metrics.jsonl")
     parser.add_argument("--out", type=Path, help="the file (default: report.html in the folder)")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page and print its path; return 1 where there is no run."""
     try:
         print(write_report(options.run_dir, options.out))
     except ReportError as error:

@@ -1,15 +1,21 @@
 """Charts as inline SVG: axes, ticks, legend, a tooltip at points, and a text that says the same.
 
 Colours are classes, which the page's style sheet fills in, for light, dark and paper. Lines are
-dashed apart as well, for who cannot tell the colours.
+dashed apart as well, for who cannot tell the colours. matplotlib draws neither tooltips nor
+colours that follow the page, in as many bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
+
+from vlm_composer.rendering import load_templates
 from vlm_composer.report.axes import (
     BOTTOM,
     HEIGHT,
@@ -23,10 +29,26 @@ from vlm_composer.report.axes import (
     decimate,
     upward,
 )
-from vlm_composer.report.text import escape, number
+from vlm_composer.report.text import number
 
 MAX_TOOLTIPS = 40
 MAX_BARS = 40
+
+_FIGURE = load_templates(Path(__file__).parent).get_template("chart.html.jinja")
+
+
+class Mark:
+    """An element of a drawing, with the text in it and the one that is shown when it is touched."""
+
+    def __init__(
+        self, tag: str, kind: str, text: str = "", tip: str = "", **at: float | str
+    ) -> None:
+        self.tag, self.text, self.tip = tag, text, tip
+        places = {
+            name.replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else value
+            for name, value in at.items()
+        }
+        self.attributes = {"class": kind, **places}
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ def line_chart(
     level: tuple[str, float] | None = None,
     from_zero: bool = False,
     explain: str = "",
-) -> str:
+) -> Markup:
     """Draw lines over batches.
 
     Args:
@@ -67,22 +89,26 @@ def line_chart(
         values.append(level[1])
     y_scale = upward(values, from_zero)
     x_scale = across(batches)
-    marks = [_axes(x_scale, y_scale, unit)]
-    if level is not None:
-        y = y_scale(level[1])
-        marks.append(f'<path class="level" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-    for index, each in enumerate(series):
-        marks.append(_line(each, index, x_scale, y_scale, unit))
+    marks = [*_axes(x_scale, y_scale, unit)]
     legend = [
-        (f"line s{i}" + (" faint" if s.faint else ""), s.name) for i, s in enumerate(series)
-    ] + ([("line level", f"{level[0]} ({number(level[1])})")] if level else [])
-    summary = " ".join(_told(each, unit) for each in series if not each.faint or len(series) == 1)
-    return _figure(title, "".join(marks), legend, summary, explain)
+        Mark("path", f"line s{i}" + (" faint" if s.faint else ""), s.name, d="M0 5H24")
+        for i, s in enumerate(series)
+    ]
+    if level is not None:
+        name = f"{level[0]} ({number(level[1])})"
+        marks.append(Mark("path", "level", d=f"M{LEFT} {y_scale(level[1]):.1f}H{WIDTH - RIGHT}"))
+        legend.append(Mark("path", "level", name, d="M0 5H24"))
+    for index, each in enumerate(series):
+        marks += _line(each, index, x_scale, y_scale, unit)
+    summary = " ".join(
+        _describe(each, unit) for each in series if not each.faint or len(series) == 1
+    )
+    return draw_figure(title, marks=marks, legend=legend, summary=summary, explain=explain)
 
 
 def stacked_chart(
     title: str, parts: Mapping[str, Points], *, unit: str = "", explain: str = ""
-) -> str:
+) -> Markup:
     """Draw bars over batches, each stacked from parts.
 
     Args:
@@ -105,25 +131,44 @@ def stacked_chart(
     before = max(2 * batches[0] - batches[1], 0) if len(batches) > 1 else 0
     before = min(before, ends[-1] - 1)
     x_scale = across([before, ends[-1]])
-    marks = [_axes(x_scale, y_scale, unit)]
+    marks = [*_axes(x_scale, y_scale, unit)]
     for start, end, bar in zip([before, *ends], ends, bars, strict=False):
         left, width, base = x_scale(start), x_scale(end) - x_scale(start), 0.0
         for index, (name, value) in enumerate(zip(parts, bar, strict=True)):
             top, bottom = y_scale(base + value), y_scale(base)
             base += value
-            marks.append(
-                f'<rect class="bar s{index}" x="{left:.1f}" y="{top:.1f}" '
-                f'width="{max(width - 1, 0.5):.1f}" height="{bottom - top:.1f}">'
-                f"<title>batch {number(end)}: {escape(name)} {number(value)} {escape(unit)}"
-                f" of {number(sum(bar))}</title></rect>"
-            )
+            tip = f"batch {number(end)}: {name} {number(value)} {unit} of {number(sum(bar))}"
+            place: dict[str, Any] = {
+                "x": left,
+                "y": top,
+                "width": max(width - 1, 0.5),
+                "height": bottom - top,
+            }
+            marks.append(Mark("rect", f"bar s{index}", tip=tip, **place))
     total = sum(bars[-1]) or 1.0
-    told = ", ".join(
+    shares = ", ".join(
         f"{name} {value / total:.0%}" for name, value in zip(parts, bars[-1], strict=True)
     )
-    summary = f"Last: {number(sum(bars[-1]))} {unit} ({told})."
-    legend = [(f"area s{index}", name) for index, name in enumerate(parts)]
-    return _figure(title, "".join(marks), legend, summary, explain)
+    return draw_figure(
+        title,
+        marks=marks,
+        legend=[
+            Mark("rect", f"bar s{index}", name, width=24, height=10)
+            for index, name in enumerate(parts)
+        ],
+        summary=f"Last: {number(sum(bars[-1]))} {unit} ({shares}).",
+        explain=explain,
+    )
+
+
+def draw_figure(title: str, **content: object) -> Markup:
+    """Return a `<figure>`: `marks`, `legend`, `summary` and `explain`, or why there is no chart.
+
+    Args:
+        title: What is shown.
+        content: Of `chart.html.jinja`.
+    """
+    return Markup(_FIGURE.render(title=title, width=WIDTH, height=HEIGHT, **content))
 
 
 def _starts(count: int) -> range:
@@ -135,32 +180,23 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(values)
 
 
-def _axes(x_scale: Scale, y_scale: Scale, unit: str) -> str:
-    parts = []
+def _axes(x_scale: Scale, y_scale: Scale, unit: str) -> Iterator[Mark]:
+    right, foot = WIDTH - RIGHT, HEIGHT - BOTTOM
     for value in y_scale.ticks():
         y = y_scale(value)
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-            f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{number(value)}</text>"
-        )
+        yield Mark("path", "grid", d=f"M{LEFT} {y:.1f}H{right}")
+        yield Mark("text", "tick", number(value), x=LEFT - 5, y=y + 4, text_anchor="end")
     for value in x_scale.ticks():
         if value == int(value):
             x = x_scale(value)
-            parts.append(
-                f'<path class="axis" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>'
-                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
-                f"{number(value)}</text>"
-            )
-    parts.append(
-        f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
-        f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">batches</text>'
-        f'<text class="tick" x="2" y="{HEIGHT - 6}">{escape(unit)}</text>'
-    )
-    return "".join(parts)
+            yield Mark("path", "axis", d=f"M{x:.1f} {foot}v4")
+            yield Mark("text", "tick", number(value), x=x, y=foot + 17, text_anchor="middle")
+    yield Mark("path", "axis", d=f"M{LEFT} {TOP}V{foot}H{right}")
+    yield Mark("text", "tick", "batches", x=right, y=HEIGHT - 6, text_anchor="end")
+    yield Mark("text", "tick", unit, x=2, y=HEIGHT - 6)
 
 
-def _line(series: Series, index: int, x_scale: Scale, y_scale: Scale, unit: str) -> str:
+def _line(series: Series, index: int, x_scale: Scale, y_scale: Scale, unit: str) -> Iterator[Mark]:
     points = decimate(series.points)
     path, pen_down = [], False
     broken = []
@@ -170,13 +206,14 @@ def _line(series: Series, index: int, x_scale: Scale, y_scale: Scale, unit: str)
             pen_down = True
         else:
             pen_down = False
-            broken.append(
-                f'<text class="broken" x="{x_scale(x):.1f}" y="{TOP + 10}" text-anchor="middle">×'
-                f"<title>batch {number(x)}: {number(y)}</title></text>"
-            )
-    kind = f"line s{index}" + (" faint" if series.faint else "")
-    drawn = f'<path class="{kind}" d="{"".join(path)}"/>' if path else ""
-    return drawn + _tooltips(series, index, points, x_scale, y_scale, unit) + "".join(broken)
+            tip = f"batch {number(x)}: {number(y)}"
+            place: dict[str, Any] = {"x": x_scale(x), "y": TOP + 10, "text_anchor": "middle"}
+            broken.append(Mark("text", "broken", "×", tip, **place))
+    if path:
+        kind = f"line s{index}" + (" faint" if series.faint else "")
+        yield Mark("path", kind, d="".join(path))
+    yield from _tooltips(series, index, points, x_scale, y_scale, unit)
+    yield from broken
 
 
 def _tooltips(
@@ -186,26 +223,23 @@ def _tooltips(
     x_scale: Scale,
     y_scale: Scale,
     unit: str,
-) -> str:
+) -> Iterator[Mark]:
     """A dot with a text where there are few points; beside many, unseen ones that have the text."""
     if series.faint and len(points) > MAX_TOOLTIPS:
-        return ""
+        return
     shown: Callable[[float], bool] = (
         math.isfinite if not y_scale.log else lambda y: math.isfinite(y) and y > 0
     )
     few = len(points) <= MAX_TOOLTIPS
     chosen = points if few else points[:: -(-len(points) // MAX_TOOLTIPS)]
     kind = f"dot s{index}" + (" faint" if series.faint else "") if few else "hover"
-    return "".join(
-        f'<circle class="{kind}" cx="{x_scale(x):.1f}" cy="{y_scale(y):.1f}" r="{3 if few else 6}">'
-        f"<title>{escape(series.name)}, batch {number(x)}: {number(y)} {escape(unit)}</title>"
-        "</circle>"
-        for x, y in chosen
-        if shown(y)
-    )
+    for x, y in chosen:
+        if shown(y):
+            tip = f"{series.name}, batch {number(x)}: {number(y)} {unit}"
+            yield Mark("circle", kind, tip=tip, cx=x_scale(x), cy=y_scale(y), r=3 if few else 6)
 
 
-def _told(series: Series, unit: str) -> str:
+def _describe(series: Series, unit: str) -> str:
     """The line in words."""
     finite = [(x, y) for x, y in series.points if math.isfinite(y)]
     name = series.name[:1].upper() + series.name[1:]
@@ -221,28 +255,4 @@ def _told(series: Series, unit: str) -> str:
     return (
         f"{name}: {number(from_value)} at batch {number(first)}, {number(to_value)} {unit} at "
         f"batch {number(last)} (least {number(low)}, greatest {number(high)}).{lost}"
-    )
-
-
-def _figure(
-    title: str, marks: str, legend: Sequence[tuple[str, str]], summary: str, explain: str
-) -> str:
-    keys = "".join(
-        '<li><svg class="key" viewBox="0 0 24 10" aria-hidden="true">'
-        + (
-            f'<rect class="bar {kind.removeprefix("area ")}" width="24" height="10"/>'
-            if kind.startswith("area")
-            else f'<path class="{kind.removeprefix("line ") if "level" in kind else kind}" '
-            'd="M0 5H24"/>'
-        )
-        + f"</svg>{escape(name)}</li>"
-        for kind, name in legend
-    )
-    note = f"<p>{escape(explain)}</p>" if explain else ""
-    return (
-        f'<figure class="chart"><h3>{escape(title)}</h3>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}. {escape(summary)}">{marks}</svg>'
-        f'<ul class="legend">{keys}</ul><figcaption>{note}<p class="told">{escape(summary)}</p>'
-        "</figcaption></figure>"
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from vlm_composer.report.axes import smooth
-from vlm_composer.report.charts import Series, line_chart, stacked_chart
+from vlm_composer.report.charts import Series, draw_figure, line_chart, stacked_chart
 from vlm_composer.report.run_folder import Run
-from vlm_composer.report.text import escape
 from vlm_composer.report.verdict import CLEAR_GAP, gap_of
 from vlm_composer.training.step_parts import PARTS
 
@@ -15,7 +16,7 @@ SMOOTH_FROM = 40
 """Losses from which on a running mean is drawn over them."""
 
 
-def charts_of(run: Run) -> list[str]:
+def charts_of(run: Run) -> list[Markup]:
     """Every chart; in place of one without values what is missing and why."""
     return [
         _loss(run),
@@ -31,23 +32,16 @@ def charts_of(run: Run) -> list[str]:
     ]
 
 
-def _missing(title: str, why: str) -> str:
-    return (
-        f'<figure class="chart missing"><h3>{escape(title)}</h3><p class="absent">Not here: '
-        f"{escape(why)}</p></figure>"
-    )
-
-
 def _present(*series: Series) -> list[Series]:
     return [each for each in series if each.points]
 
 
-def _lines(title: str, why: str, series: Sequence[Series], **options: object) -> str:
+def _lines(title: str, why: str, series: Sequence[Series], **options: object) -> Markup:
     chosen = _present(*series)
-    return line_chart(title, chosen, **options) if chosen else _missing(title, why)  # type: ignore[arg-type]
+    return line_chart(title, chosen, **options) if chosen else draw_figure(title, missing=why)  # type: ignore[arg-type]
 
 
-def _loss(run: Run) -> str:
+def _loss(run: Run) -> Markup:
     train = run.values("loss/train/total")
     lines = [Series("training", train)]
     if len(train) >= SMOOTH_FROM:
@@ -73,7 +67,7 @@ def _loss(run: Run) -> str:
     )
 
 
-def _gap(run: Run) -> str:
+def _gap(run: Run) -> Markup:
     points, source = gap_of(run)
     return _lines(
         "Grounding gap",
@@ -90,7 +84,7 @@ def _gap(run: Run) -> str:
     )
 
 
-def _retrieval(run: Run) -> str:
+def _retrieval(run: Run) -> Markup:
     chance = run.last("evidence/retrieval_chance")
     return _lines(
         "Finding an image's own caption",
@@ -103,7 +97,7 @@ def _retrieval(run: Run) -> str:
     )
 
 
-def _perplexity(run: Run) -> str:
+def _perplexity(run: Run) -> Markup:
     return _lines(
         "Perplexity",
         "no evaluation logged it.",
@@ -124,7 +118,7 @@ def _perplexity(run: Run) -> str:
     )
 
 
-def _output(run: Run) -> str:
+def _output(run: Run) -> Markup:
     return _lines(
         "What leaves the connector",
         "it is measured by callbacks.evidence, at each evaluation.",
@@ -139,7 +133,7 @@ def _output(run: Run) -> str:
     )
 
 
-def _learning_rate(run: Run) -> str:
+def _learning_rate(run: Run) -> Markup:
     names = sorted(name for name in run.metrics if name.startswith("lr-"))
     return _lines(
         "Learning rate",
@@ -149,7 +143,7 @@ def _learning_rate(run: Run) -> str:
     )
 
 
-def _gradients(run: Run) -> str:
+def _gradients(run: Run) -> Markup:
     return _lines(
         "Gradient norm",
         "neither callbacks.warnings nor callbacks.optimizer_monitor was on, which log it.",
@@ -161,7 +155,7 @@ def _gradients(run: Run) -> str:
     )
 
 
-def _throughput(run: Run) -> str:
+def _throughput(run: Run) -> Markup:
     return _lines(
         "Throughput",
         "neither callbacks.speed_monitor nor callbacks.speed_report logged it: they are off, or "
@@ -175,19 +169,19 @@ def _throughput(run: Run) -> str:
     )
 
 
-def _step_times(run: Run) -> str:
+def _step_times(run: Run) -> Markup:
     parts = {text: run.values(f"time/{part}") for part, text in PARTS.items()}
     present = {text: points for text, points in parts.items() if points}
     title = "Where a step's time goes"
     if not present:
-        return _missing(
+        return draw_figure(
             title,
-            "callbacks.step_times was off, or the run is shorter than its first batches.",
+            missing="callbacks.step_times was off, or the run is shorter than its first batches.",
         )
     return stacked_chart(title, present, unit="s a step", explain="A bar is the mean of its steps.")
 
 
-def _data_wait(run: Run) -> str:
+def _data_wait(run: Run) -> Markup:
     points = [(x, 100 * y) for x, y in run.values("time/data_wait_share")]
     return _lines(
         "Waiting for data",

@@ -1,78 +1,75 @@
-"""The page, from its sections."""
+"""The page of a run: what `page.html.jinja` shows."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from vlm_composer.report.captions import captions_of
+from vlm_composer.rendering import load_templates
 from vlm_composer.report.curves import charts_of
-from vlm_composer.report.run_folder import Run
-from vlm_composer.report.style import STYLE
+from vlm_composer.report.run_folder import Captioned, Run
 from vlm_composer.report.tables import (
     data_of,
     facts_of,
     parameters_of,
     reproducibility_of,
     timing_of,
-    warnings_of,
 )
-from vlm_composer.report.text import escape, foreign
-from vlm_composer.report.verdict import Verdict, judge
+from vlm_composer.report.verdict import judge
 
-# Whatever foreign text might bring along, a browser may fetch nothing and run nothing for it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
+MAX_IMAGES = 24
+MAX_EVALUATIONS = 10
+MAX_REPEATS = 3
+"""Messages of one kind of warning that are shown in full."""
+
+_PAGE = load_templates(Path(__file__).parent).get_template("page.html.jinja")
 
 
 def render(run: Run) -> str:
-    """Write a run as one HTML page that needs nothing but itself."""
-    name = run.fact("run_name") or run.folder.resolve().name
-    sections = {
-        "captions": ("Captions", captions_of(run)),
-        "curves": ("Curves", f'<div class="charts">{"".join(charts_of(run))}</div>'),
-        "warnings": ("Warnings", warnings_of(run)),
-        "data": ("Data", data_of(run)),
-        "model": ("Model", parameters_of(run)),
-        "time": ("Time", timing_of(run)),
-        "hardware": ("Hardware", facts_of(run, "hardware")),
-        "versions": ("Versions", facts_of(run, "versions")),
-        "reproducibility": ("Reproducibility", reproducibility_of(run)),
-        "configuration": ("Configuration", facts_of(run, "config")),
-    }
-    if run.notes:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
-        sections["files"] = ("What could not be read", f"<ul>{notes}</ul>")
-    links = " ".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in sections.items())
-    body = "".join(
-        f'<section id="{key}"><h2>{title}</h2>{content}</section>'
-        for key, (title, content) in sections.items()
-    )
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: did the connector learn to see?</title>"
-        f"<style>{STYLE}</style></head><body>"
-        f"<header><h1>{foreign(name)}</h1><p>A connector between a vision tower and a language "
-        f"model, trained so that the language model can see. Written {written} from "
-        f"{foreign(run.folder)}.</p></header><main>{_verdict(judge(run))}<nav>{links}</nav>{body}"
-        "</main><footer><p>Made by vlm_composer. “Nats a token” is the loss: the natural logarithm "
-        "of how unlikely the model found each word piece of a true caption; 0.69 less is twice as "
-        "likely.</p></footer></body></html>\n"
+    """Return a run as one HTML page that needs nothing but itself."""
+    warnings: dict[str, list[dict[str, Any]]] = {}
+    for warning in run.warnings:
+        warnings.setdefault(str(warning["name"]), []).append(warning)
+    batches = sorted({batch for each in run.captioned for batch in each.captions})
+    evaluations = _spread(batches, MAX_EVALUATIONS)
+    return _PAGE.render(
+        run=run,
+        name=run.fact("run_name") or run.folder.resolve().name,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        verdict=judge(run),
+        charts=charts_of(run),
+        evaluations=evaluations,
+        captions_note=_captions_note(run.captioned, batches, len(evaluations)),
+        max_images=MAX_IMAGES,
+        warnings=warnings,
+        max_repeats=MAX_REPEATS,
+        tables={
+            "data": data_of(run),
+            "model": {"": parameters_of(run)},
+            "time": {"": timing_of(run)},
+            "hardware": {"": facts_of(run, "hardware")},
+            "versions": {"": facts_of(run, "versions")},
+            "reproducibility": {"": reproducibility_of(run)},
+            "configuration": {"": facts_of(run, "config")},
+        },
     )
 
 
-def _verdict(verdict: Verdict) -> str:
-    facts = "".join(
-        f'<div><dt>{escape(fact.name)}</dt><dd class="value">{escape(fact.value)}</dd>'
-        f'<dd class="meaning">{escape(fact.meaning)}</dd></div>'
-        for fact in verdict.facts
-    )
-    steps = "".join(f"<li>{escape(step)}</li>" for step in verdict.next_steps)
-    steps = f"<p>What to do next:</p><ul>{steps}</ul>" if steps else ""
-    return (
-        f'<section id="verdict" class="verdict {verdict.tone}">'
-        f"<p>Did the connector learn to see?</p>"
-        f"<h2>{escape(verdict.headline)}</h2><p>{escape(verdict.why)}</p>"
-        f'<dl class="numbers">{facts}</dl>{steps}</section>'
-    )
+def _spread(batches: list[int], most: int) -> list[int]:
+    """The first, the last, and evenly chosen ones between."""
+    if len(batches) <= most:
+        return batches
+    return [batches[round(i * (len(batches) - 1) / (most - 1))] for i in range(most)]
+
+
+def _captions_note(captioned: list[Captioned], batches: list[int], shown: int) -> str:
+    note = ["The pictures are held out: the model never trained on them."]
+    if shown < len(batches):
+        note.append(f"Of {len(batches)} evaluations {shown} are shown, spread over the run.")
+    if len(captioned) > MAX_IMAGES:
+        note.append(f"Of {len(captioned)} pictures the first {MAX_IMAGES} are shown.")
+    newest = {each.captions.get(batches[-1]) for each in captioned}
+    if len(newest) == 1 and len(captioned) > 2:
+        note.append("The newest caption is the same under every picture: that is a fault.")
+    return " ".join(note)

@@ -1,45 +1,27 @@
-"""What the run was: tables from `run.json`, and its warnings."""
+"""What the run was: tables from `run.json`.
+
+In place of a table stands a text where there is none: why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from vlm_composer.report.run_folder import Run
-from vlm_composer.report.text import duration, escape, flat, foreign
+from vlm_composer.report.text import duration, flat
 
 NO_FACTS = (
     "run.json is not in the run's folder, which has this: the run has not begun its first batch, "
     "or is of a version that did not write it, or of another machine's folder."
 )
-MAX_REPEATS = 3
-"""Messages of one kind of warning that are shown in full."""
+Rows = list[tuple[str, str]]
+"""Names and values of a table."""
 
 
-def warnings_of(run: Run) -> str:
-    """Warnings by kind, the newest messages of each."""
-    if not run.warnings:
-        return "<p>None.</p>" if run.facts is not None else "<p>No warnings.jsonl is here.</p>"
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for warning in run.warnings:
-        kinds.setdefault(str(warning["name"]), []).append(warning)
-    parts = []
-    for name, given in kinds.items():
-        count = f"{len(given)} times" if len(given) > 1 else "once"
-        newest = given[-MAX_REPEATS:]
-        lines = "".join(
-            f"<li><b>batch {escape(each.get('batch', '?'))}:</b> {foreign(each['message'])}</li>"
-            for each in newest
-        )
-        left = f" The last {MAX_REPEATS}:" if len(given) > MAX_REPEATS else ""
-        parts.append(f"<h3>{escape(name)}</h3><p>Given {count}.{left}</p><ul>{lines}</ul>")
-    return f'<div class="warnings">{"".join(parts)}</div>'
-
-
-def reproducibility_of(run: Run) -> str:
+def reproducibility_of(run: Run) -> Rows | str:
     """What one needs to have the same bits again, and to know that one has."""
     if run.facts is None:
-        return _absent(NO_FACTS)
+        return NO_FACTS
     resumed = run.fact("resumed_at")
     if isinstance(resumed, list):
         resumed = ", ".join(f"batch {batch}" for batch in resumed) or "never"
@@ -68,43 +50,38 @@ def reproducibility_of(run: Run) -> str:
                     f"{took}",
                 )
             )
-    return _table(rows)
+    return rows
 
 
-def facts_of(run: Run, key: str) -> str:
+def facts_of(run: Run, key: str) -> Rows | str:
     """An entry of `run.json` as a table."""
     if run.facts is None:
-        return _absent(NO_FACTS)
+        return NO_FACTS
     entry = run.fact(key)
     if not entry:
-        return _absent(f"run.json has no entry {key!r}.")
-    return _table(flat(entry))
+        return f"run.json has no entry {key!r}."
+    return [*flat(entry)]
 
 
-def data_of(run: Run) -> str:
-    """The data sets and what the conversion said of them."""
-    if run.facts is None:
-        return _absent(NO_FACTS)
+def data_of(run: Run) -> dict[str, Rows | str]:
+    """The data sets and what the conversion said of them, by heading."""
     data = run.fact("data")
     if not isinstance(data, Mapping):
-        return _absent("run.json has no entry 'data'.")
-    parts = [_table(flat({k: v for k, v in data.items() if k != "summary"}))]
-    if data.get("summary"):
-        parts.append("<h3>What the conversion said</h3>" + _table(flat(data["summary"])))
-    else:
-        parts.append(
-            _absent(
-                "No summary.json of the conversion was within the run's reach, beside its data."
-            )
-        )
-    return "".join(parts)
+        return {"": NO_FACTS if run.facts is None else "run.json has no entry 'data'."}
+    summary = data.get("summary")
+    return {
+        "": [*flat({k: v for k, v in data.items() if k != "summary"})],
+        "What the conversion said": [*flat(summary)]
+        if summary
+        else "No summary.json of the conversion was within the run's reach, beside its data.",
+    }
 
 
-def parameters_of(run: Run) -> str:
+def parameters_of(run: Run) -> Rows | str:
     """Parts of the model: parameters, whether they are trained, dtype."""
     parts = run.fact("parameters")
     if not isinstance(parts, Mapping) or not parts:
-        return _absent(NO_FACTS if run.facts is None else "run.json has no entry 'parameters'.")
+        return NO_FACTS if run.facts is None else "run.json has no entry 'parameters'."
     rows = []
     for name, part in parts.items():
         part = part if isinstance(part, Mapping) else {}
@@ -112,35 +89,22 @@ def parameters_of(run: Run) -> str:
         count = f"{count:,}" if isinstance(count, int) else "?"
         trained = "trained" if part.get("trained") else "frozen"
         rows.append((str(name), f"{count} parameters, {trained}, {part.get('dtype', '?')}"))
-    return _table(rows)
+    return rows
 
 
-def timing_of(run: Run) -> str:
+def timing_of(run: Run) -> Rows | str:
     """When it ran and for how long."""
     if run.facts is None:
-        return _absent(NO_FACTS)
+        return NO_FACTS
     wall = run.fact("wall_seconds")
-    return _table(
-        [
-            ("started", _or_dash(run.fact("started"))),
-            ("ended", _or_dash(run.fact("ended"))),
-            ("took", duration(wall) if isinstance(wall, int | float) else "–"),
-            ("batches", _or_dash(run.fact("batches"))),
-            ("samples", _or_dash(run.fact("samples"))),
-        ]
-    )
+    return [
+        ("started", _or_dash(run.fact("started"))),
+        ("ended", _or_dash(run.fact("ended"))),
+        ("took", duration(wall) if isinstance(wall, int | float) else "–"),
+        ("batches", _or_dash(run.fact("batches"))),
+        ("samples", _or_dash(run.fact("samples"))),
+    ]
 
 
 def _or_dash(value: object) -> str:
     return next(text for _, text in flat(value))
-
-
-def _absent(why: str) -> str:
-    return f'<p class="absent">Not here: {escape(why)}</p>'
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(
-        f"<tr><th>{escape(name)}</th><td>{foreign(text)}</td></tr>" for name, text in rows
-    )
-    return f'<table class="facts">{lines}</table>'

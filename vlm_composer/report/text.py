@@ -1,32 +1,16 @@
-"""Numbers and foreign text on a page of HTML."""
+"""Numbers and nested documents as texts, which are not escaped."""
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-def escape(text: object) -> str:
-    """Make a text safe within HTML, in an attribute too. Captions, names and paths may hold
-    anything: half of a surrogate pair and control characters become �."""
-    whole = str(text).encode("utf-8", "replace").decode("utf-8")
-    return html.escape(_CONTROL.sub("�", whole), quote=True)
-
-
-def foreign(text: object) -> str:
-    """A text of unknown direction, kept from turning what stands around it."""
-    return f"<bdi>{escape(text)}</bdi>"
 
 
 def number(value: object) -> str:
     """Three or four digits of a number, with thousands set apart; what is none as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return escape(value)
+        return str(value)
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -54,7 +38,7 @@ def duration(seconds: float) -> str:
 
 
 def flat(entry: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """A nested document as pairs of a dotted name and a text, both unescaped."""
+    """Yield a nested document as pairs of a dotted name and a text."""
     if isinstance(entry, Mapping) and entry:
         for key, value in entry.items():
             yield from flat(value, f"{name}.{key}" if name else str(key))
