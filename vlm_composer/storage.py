@@ -203,12 +203,15 @@ class _Bucket(Store):
         """Key and bytes of the bucket's objects whose keys start with `prefix`."""
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        objects = self._objects(self.prefix + prefix)
-        return {key.removeprefix(self.prefix): size for key, size in objects}
+        return dict(self._files(prefix))
 
     def first(self, wanted: Callable[[str], bool] = bool) -> str | None:
-        names = (key.removeprefix(self.prefix) for key, _ in self._objects(self.prefix))
-        return next(filter(wanted, names), None)
+        return next((name for name, _ in self._files() if wanted(name)), None)
+
+    def _files(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for key, size in self._objects(self.prefix + prefix):
+            if not key.endswith("/"):  # what consoles and file systems of buckets keep for a folder
+                yield key.removeprefix(self.prefix), size
 
 
 class S3Store(_Bucket):
