@@ -24,14 +24,17 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the tests' tiny towers and servers
 
+from azure_server import AzureServer  # noqa: E402
 from benchmarks.resume_rows import BATCHES, Row  # noqa: E402
 from convert import convert_llava  # noqa: E402
 from gcs_server import GCSServer  # noqa: E402
 from s3_server import S3Server  # noqa: E402
+from store_server import StoreServer  # noqa: E402
 from tiny import save_tower, tiny_qwen3, tiny_siglip, write_pairs  # noqa: E402
 from vlm_composer.training.checkpoint_file import CheckpointFile  # noqa: E402
 from vlm_composer.training.checkpoint_folder import CheckpointFolder  # noqa: E402
 
+SERVERS = {"s3": S3Server, "gs": GCSServer, "azure": AzureServer}
 SAVE_EVERY = 4
 """Batches between two checkpoints."""
 STORE_TIMEOUT = 60
@@ -51,7 +54,7 @@ class Bench:
     def __init__(
         self,
         folder: Path,
-        server: S3Server | GCSServer,
+        server: StoreServer,
         dropout: float = 0.1,
         private: Path | None = None,
     ) -> None:

@@ -2,9 +2,9 @@
 
 Every row is a real run of `vlm_composer/train.py` through the Composer launcher, with tiny towers,
 two loader workers, accumulation, shuffling, evaluations in the middle of epochs, and shards and
-checkpoints in a real S3 server or Google Cloud Storage emulator. It is disturbed, started again
-with the same command and compared with an undisturbed run: every loss, learning rate and sample,
-and the final weights, moments and random state.
+checkpoints in a real S3 server, Google Cloud Storage emulator or Azurite. It is disturbed, started
+again with the same command and compared with an undisturbed run: every loss, learning rate and
+sample, and the final weights, moments and random state.
 
     python benchmarks/resume.py [--world-size 1 2] [--quick] [--json FILE]
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.disturbed_runs import Bench, GCSServer, S3Server
+from benchmarks.disturbed_runs import SERVERS, Bench, StoreServer
 from benchmarks.resume_rows import EPOCH, Row, conclude
 
 Disturbance = Callable[[Bench, Row], Row]
@@ -63,23 +63,25 @@ def matrix(world_sizes: list[int], quick: bool) -> Iterator[tuple[Row, Disturban
     for seconds in outages:
         name = f"store away for {seconds:.0f} s" if seconds else "store away for good"
         yield Row(name, *one), lambda bench, row, seconds=seconds: bench.outage(row, 3, seconds)
-    row = Row("kill with all its processes, gs://", *one, store="gs")
-    yield row, lambda bench, row: bench.kill(row, everything)
+    for store in ("gs", "azure"):
+        row = Row(f"kill with all its processes, {store}://", *one, store=store)
+        yield row, lambda bench, row: bench.kill(row, everything)
     if not quick:
         row = Row("store away for 8 s while saving", *one)
         yield row, lambda bench, row: bench.outage(row, 3, 8, reading=False)
         row = Row("store away for good while saving", *one)
         yield row, lambda bench, row: bench.outage(row, 3, None, reading=False)
-        row = Row("store away for 8 s, gs://", *one, store="gs")
-        yield row, lambda bench, row: bench.outage(row, 3, 8)
+        for store in ("gs", "azure"):
+            row = Row(f"store away for 8 s, {store}://", *one, store=store)
+            yield row, lambda bench, row: bench.outage(row, 3, 8)
         row = Row("200 batches killed ten times", *one, batches=200)
         yield row, lambda bench, row: bench.kill_often(row, 10)
 
 
 def run(world_sizes: list[int], quick: bool, folder: Path) -> list[Row]:
     """Run the matrix, printing each row as it is done."""
-    servers: dict[str, S3Server | GCSServer] = {}
-    for scheme, kind in (("s3", S3Server), ("gs", GCSServer)):
+    servers: dict[str, StoreServer] = {}
+    for scheme, kind in SERVERS.items():
         (folder / f"{scheme}-server").mkdir()
         servers[scheme] = kind(folder / f"{scheme}-server")
         os.environ.update(servers[scheme].env)

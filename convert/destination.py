@@ -123,8 +123,7 @@ class Destination(ABC):
     def names(self, prefix: str) -> list[str]:
         """The files whose names start with a prefix, sorted; what is staged is none of them."""
         with _as_conversion_error(), self.store.named("list"):
-            # Some stores list folders.
-            return [name for name in self.store.names(prefix) if not name.endswith("/")]
+            return self.store.names(prefix)
 
     def read(self, name: str) -> bytes | None:
         """A small file's content, or more of it than is parsed; None where there is none."""

@@ -18,6 +18,7 @@ from vlm_composer.data.schema import Record
 from vlm_composer.images.pil import open_image
 from vlm_composer.mds.index import INDEX_FILE, IndexFaultError
 from vlm_composer.mds.json_object import is_count, shown
+from vlm_composer.read_ahead import map_ahead
 
 LOOKED_AT = 500
 """Samples that the tables are made of where the conversion left no quality.json."""
@@ -162,12 +163,11 @@ class Inspection:
         """Random samples, in order, of which some are read at a time."""
         total = sum(shard.samples for shard in shards)
         numbers = random.Random(seed).sample(range(total), min(count, total))
-        at = iter(places(shards, numbers))
         with ThreadPoolExecutor(_THREADS) as threads:
-            while some := list(islice(at, 2 * _THREADS)):
-                yield from threads.map(self._read_one, *zip(*some, strict=True))
+            yield from map_ahead(threads, self._read_one, places(shards, numbers), _THREADS)
 
-    def _read_one(self, shard: Shard, number: int) -> FoundSample:
+    def _read_one(self, place: tuple[Shard, int]) -> FoundSample:
+        shard, number = place
         try:
             return FoundSample(shard, number, self._written.sample(shard, number))
         except ValueError as error:

@@ -15,6 +15,7 @@ from composer.utils import dist, get_device
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
+from azure_server import azure_server  # noqa: F401
 from browser import page  # noqa: F401
 from convert import convert_llava
 from exports import llama_export, qwen_export  # noqa: F401

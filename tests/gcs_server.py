@@ -64,8 +64,6 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GCSServer]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.env.items():
             patch.setenv(name, value)
-        for name in ("GCS_KEY", "GCS_SECRET"):  # with these, buckets are asked for in S3's language
-            patch.delenv(name, raising=False)
         server.start()
         try:
             yield server

@@ -3,6 +3,7 @@
 import errno
 import http.client
 import random
+import signal
 import socket
 import subprocess
 import threading
@@ -10,6 +11,11 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import pytest
+
+SERVERS = {"s3": "s3_server", "gs": "gcs_server", "azure": "azure_server"}
+"""The fixture with the server of each kind of URL."""
+BUCKETS = [pytest.param(kind, marks=pytest.mark.s3) for kind in SERVERS]
 _PATIENCE = 120
 
 
@@ -23,6 +29,7 @@ class StoreServer(ABC):
 
     env: dict[str, str]
     """What its clients need in their environment."""
+    killed_by = signal.SIGKILL
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self._folder = folder
@@ -67,10 +74,10 @@ class StoreServer(ABC):
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Ends the server at once (SIGKILL), as an outage does."""
+        """Ends the server at once, as an outage does."""
         with self._lock:
             if self._process is not None:
-                self._process.kill()
+                self._process.send_signal(self.killed_by)
                 self._process.wait(timeout=_PATIENCE)
 
 

@@ -12,7 +12,7 @@ from vlm_composer import caption
 from vlm_composer.evaluation.captioning import caption_images
 from vlm_composer.export.exporting import export_checkpoint
 from vlm_composer.export.loading import load_export
-from vlm_composer.export.pictures_at import Picture, find_pictures
+from vlm_composer.export.pictures_at import find_pictures
 
 
 @pytest.fixture
@@ -101,18 +101,6 @@ def test_what_cannot_be_used_is_told_in_a_line(captions, tmp_path, capsys):
     with pytest.raises(SystemExit):
         captions("a.png", "--batch-size", 0)
     assert "0 is less than 1" in capsys.readouterr().err
-
-
-def test_pictures_are_read_a_little_ahead_and_in_order():
-    read = []
-
-    def picture(name):
-        return Picture(name, lambda: read.append(name) or png((1, 2, 3)))
-
-    opened = caption.read_ahead((picture(str(i)) for i in range(20)), 4)
-    assert next(opened)[0].name == "0"
-    assert len(read) <= 5
-    assert [found.name for found, _ in opened] == [str(i) for i in range(1, 20)]
 
 
 @pytest.mark.s3

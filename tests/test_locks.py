@@ -1,6 +1,8 @@
 """Locks and the folders that they protect, against other processes, other users and links."""
 
+import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -173,6 +175,49 @@ def test_a_held_lock_names_its_process_and_is_free_once_that_is_dead(tmp_path, h
     assert check_free(tmp_path / "lock", "it", "wait")
     assert hold(tmp_path / "lock", "it", "wait")
     assert not hold(tmp_path / "lock", "it", "wait"), "it is this process's already"
+
+
+PARENT = HOLDER.replace("sys.stdin.read()", "").replace(
+    'print("held", flush=True)',
+    """
+import os
+if os.fork() == 0:
+    print("held", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), 9)
+""",
+)
+
+
+def test_a_lock_outlives_a_killed_rank_while_its_forked_workers_live(tmp_path):
+    path = tmp_path / "lock"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)], text=True, **pipes)
+    assert parent.stdout.readline() == "held\n"
+    assert parent.wait(timeout=30) == -9
+    with pytest.raises(BlockingIOError, match=f"held by process {parent.pid} on"):
+        Lock(path)
+    parent.stdin.close()  # which ends the child
+    parent.stdout.read()
+    Lock(path, 30).release()
+
+
+def test_two_that_look_do_not_see_each_other(tmp_path):
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert check_free(tmp_path / "lock", "it", "")
+
+
+def test_locks_are_taken_in_one_place():
+    """Another way to lock would not follow this one's rules for links, users and killed runs."""
+    root = Path(locks.__file__).parent.parent
+    sources = [*root.glob("vlm_composer/**/*.py"), *root.glob("convert/**/*.py")]
+    locking = re.compile(r"import (fcntl|filelock|portalocker)|from filelock|lockf")
+    found = [path for path in sources if locking.search(path.read_text())]
+    assert len(sources) > 100
+    assert found == [Path(locks.__file__)]
 
 
 def test_the_locks_text_is_not_trusted(tmp_path, holder):

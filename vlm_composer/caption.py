@@ -7,14 +7,13 @@ Prints a JSON object a line, in the order of the pictures: `{"image": …, "capt
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import itertools
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from PIL import Image
@@ -23,26 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from vlm_composer.export.loading import caption_images, load_export
 from vlm_composer.export.pictures_at import Picture, find_pictures
 from vlm_composer.plain_text import say
-
-Opened = tuple[Picture, Image.Image | str]
-"""A picture, and its pixels or what is wrong with it."""
-
-
-def read_ahead(pictures: Iterable[Picture], count: int) -> Iterator[Opened]:
-    """Open pictures in threads, `count` ahead of what is taken, and give them in their order."""
-    waiting: collections.deque[tuple[Picture, Future[Image.Image | str]]] = collections.deque()
-    threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pictures")
-    try:
-        for picture in pictures:
-            waiting.append((picture, threads.submit(picture.open)))
-            if len(waiting) > count:
-                first, opened = waiting.popleft()
-                yield first, opened.result()
-        while waiting:
-            first, opened = waiting.popleft()
-            yield first, opened.result()
-    finally:
-        threads.shutdown(cancel_futures=True)
+from vlm_composer.read_ahead import map_ahead
 
 
 def caption_pictures(
@@ -67,19 +47,26 @@ def caption_pictures(
     Yields:
         `{"image", "caption"}` or `{"image", "error"}`, in the order of the pictures.
     """
-    opened = read_ahead(pictures, 2 * batch_size)
-    while batch := list(itertools.islice(opened, batch_size)):
-        images = [image for _, image in batch if not isinstance(image, str)]
-        captions = iter(
-            caption_images(model, processor, images, prompt, max_new_tokens=max_new_tokens)
-            if images
-            else []
-        )
-        for picture, image in batch:
-            if isinstance(image, str):
-                yield {"image": picture.name, "error": image}
-            else:
-                yield {"image": picture.name, "caption": next(captions)}
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads,
+        contextlib.closing(map_ahead(threads, _open, pictures, 2 * batch_size)) as opened,
+    ):
+        while batch := list(itertools.islice(opened, batch_size)):
+            images = [image for _, image in batch if not isinstance(image, str)]
+            captions = iter(
+                caption_images(model, processor, images, prompt, max_new_tokens=max_new_tokens)
+                if images
+                else []
+            )
+            for name, image in batch:
+                if isinstance(image, str):
+                    yield {"image": name, "error": image}
+                else:
+                    yield {"image": name, "caption": next(captions)}
+
+
+def _open(picture: Picture) -> tuple[str, Image.Image | str]:
+    return picture.name, picture.open()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Locks of one machine: files that the kernel unlocks with the process that holds them.
 
 A lock therefore tells what a killed run left from what a living one uses. Forked children hold it
-as well, so that it outlives a rank whose loader workers have not ended.
+as well, so that it outlives a rank whose loader workers have not ended. filelock 4.2 closes it in
+them, and has no shared lock for `check_free`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import math
 import os
 import re
 import socket
@@ -33,7 +35,7 @@ class Lock:
     Args:
         path: The file, made where it is missing, in a folder that exists. A symbolic link is
             refused.
-        seconds: How long to wait for another holder.
+        seconds: How long to wait for another holder; `math.inf` for as long as it takes.
 
     Raises:
         BlockingIOError: Another process holds it; the message names the process.
@@ -47,11 +49,18 @@ class Lock:
             if time.monotonic() >= deadline:
                 raise BlockingIOError(errno.EAGAIN, f"held by {holder_of(path)}")
             if not waits:
-                log.warning("%s is held by %s: waiting.", path, holder_of(path))
+                level = logging.INFO if seconds == math.inf else logging.WARNING
+                log.log(level, "%s is held by %s: waiting.", path, holder_of(path))
             waits = True
             time.sleep(0.1)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Delete the file and unlock it."""

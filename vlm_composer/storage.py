@@ -1,9 +1,9 @@
 """Files in a folder or a bucket: list, upload, download, delete.
 
 The one place that knows the stores' SDKs. Credentials and endpoints are those that streaming and
-Composer use: boto3's chain with `S3_ENDPOINT_URL`; `GCS_KEY` with `GCS_SECRET`, or Google's
-default credentials; `AZURE_ACCOUNT_NAME` with `AZURE_ACCOUNT_ACCESS_KEY`. The SDKs' own retries are
-off: `outages.ride_out` waits for a store that is away, for a time that its caller states.
+Composer use: boto3's chain with `S3_ENDPOINT_URL`; Google's default credentials;
+`AZURE_ACCOUNT_NAME` with `AZURE_ACCOUNT_ACCESS_KEY`. The SDKs' own retries are off:
+`outages.ride_out` waits for an unavailable store, for a time that its caller states.
 
 Nothing heavy is imported here, so that conversion needs no model code.
 """
@@ -203,19 +203,31 @@ class _Bucket(Store):
         """Key and bytes of the bucket's objects whose keys start with `prefix`."""
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        objects = self._objects(self.prefix + prefix)
-        return {key.removeprefix(self.prefix): size for key, size in objects}
+        return dict(self._files(prefix))
 
     def first(self, wanted: Callable[[str], bool] = bool) -> str | None:
-        names = (key.removeprefix(self.prefix) for key, _ in self._objects(self.prefix))
-        return next(filter(wanted, names), None)
+        return next((name for name, _ in self._files() if wanted(name)), None)
+
+    def _files(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for key, size in self._objects(self.prefix + prefix):
+            if not key.endswith("/"):  # what consoles and file systems of buckets keep for a folder
+                yield key.removeprefix(self.prefix), size
 
 
 class S3Store(_Bucket):
     """A prefix of an S3 bucket."""
 
     def _connect(self) -> None:
-        self._client = _s3_client(endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+        from boto3.session import Session
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": 1},
+        )
+        endpoint = os.environ.get("S3_ENDPOINT_URL")
+        self._client = Session().client("s3", endpoint_url=endpoint, config=config)
 
     def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
         pages = self._client.get_paginator("list_objects_v2")
@@ -265,19 +277,6 @@ class S3Store(_Bucket):
         for upload in old:
             self._client.abort_multipart_upload(Bucket=self.bucket, **upload)
         return len(old)
-
-
-class HMACGoogleStore(S3Store):
-    """A prefix of a Google bucket, through its S3 interface with `GCS_KEY` and `GCS_SECRET`."""
-
-    def _connect(self) -> None:
-        self._client = _s3_client(
-            checksums="when_required",  # Google refuses those of boto3 1.36 and later (boto3#4400)
-            endpoint_url="https://storage.googleapis.com",
-            region_name="auto",
-            aws_access_key_id=os.environ["GCS_KEY"],
-            aws_secret_access_key=os.environ["GCS_SECRET"],
-        )
 
 
 class GoogleStore(_Bucket):
@@ -332,9 +331,10 @@ class AzureStore(_Bucket):
                 f"{self.url}: set AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY in the "
                 "environment"
             )
+        endpoint = os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT")  # as of Azure's `az`
         service = BlobServiceClient(
-            f"https://{account}.blob.core.windows.net",
-            credential=key,
+            endpoint or f"https://{account}.blob.core.windows.net",
+            credential={"account_name": account, "account_key": key},
             retry_total=0,
             connection_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
@@ -393,25 +393,8 @@ def open_store(url: str | Path) -> Store:
         raise StoreError(f"{url}: give {parts.scheme}://bucket/prefix, without ? or #")
     if parts.scheme == "s3":
         return S3Store(url)
-    if parts.scheme == "azure":
-        return AzureStore(url)
-    hmac = "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ
-    return HMACGoogleStore(url) if hmac else GoogleStore(url)
+    return AzureStore(url) if parts.scheme == "azure" else GoogleStore(url)
 
 
 def _missing(store: Store, name: str) -> MissingFileError:
     return MissingFileError(f"{store.url} holds no {name}: there is no such bucket or object")
-
-
-def _s3_client(checksums: str | None = None, **options: Any) -> Any:
-    from boto3.session import Session
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        request_checksum_calculation=checksums,
-        response_checksum_validation=checksums,
-    )
-    return Session().client("s3", config=config, **options)

@@ -8,23 +8,20 @@ import platform
 import stat
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from convert.errors import ConversionError, Reason, Rejected
 from convert.sources.archive_index import composed, missing, one_of_several, spellings
+from vlm_composer.read_ahead import map_ahead
 
 T = TypeVar("T")
 
 THREADS = 8
 """Requests of a bucket at a time, in each process: fewer than boto3 keeps connections."""
-
-_WINDOW = 2 * THREADS
-"""Images that may wait for one before them."""
 
 
 _FOLDERS = 1 << 14
@@ -239,22 +236,8 @@ def in_window(
         read: Reads one; a `Rejected` that it raises stands in its place.
         names: What `read` is given; a `Rejected` among them is passed on.
     """
-    window: deque[Future[bytes | Rejected] | Rejected] = deque()
-    try:
-        for name in names:
-            if isinstance(name, Rejected):
-                window.append(name)
-            else:
-                window.append(threads.submit(or_reason, partial(read, name)))
-            if len(window) == _WINDOW:
-                yield _outcome(window.popleft())
-        while window:
-            yield _outcome(window.popleft())
-    finally:
-        for left in window:
-            if not isinstance(left, Rejected):
-                left.cancel()
 
+    def outcome(name: T | Rejected) -> bytes | Rejected:
+        return name if isinstance(name, Rejected) else or_reason(partial(read, name))
 
-def _outcome(waiting: Future[bytes | Rejected] | Rejected) -> bytes | Rejected:
-    return waiting if isinstance(waiting, Rejected) else waiting.result()
+    return map_ahead(threads, outcome, names, 2 * THREADS - 1)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import hashlib
 import itertools
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from convert.errors import ConversionError
-from convert.sources.files import is_url, list_bucket, stamp
-from vlm_composer.local_files import is_hidden
+from convert.sources.files import PATIENCE, is_url, list_bucket, stamp
+from vlm_composer.listing import find_files
+from vlm_composer.outages import StoreError
 
 _MAX_FILES = 1_000_000
 _braces = re.compile(r"\{([^{}]*)\}")
 _numbers = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
-_wild = re.compile(r"[*?\[]")
 
 
 def list_files(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -35,7 +32,10 @@ def list_files(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     places = [pattern] if os.path.exists(pattern) else _expand_braces(pattern)
     files = []
     for place in places:
-        found = _in_bucket(place, suffixes) if is_url(place) else _in_folder(place, suffixes)
+        try:
+            found, _ = find_files(place, lambda name: name.endswith(suffixes), PATIENCE)
+        except StoreError as error:
+            raise ConversionError(str(error)) from error
         if not found:
             raise ConversionError(
                 f"{place}: no such file, and nothing named {' or '.join(suffixes)} below it or "
@@ -59,37 +59,6 @@ def stamp_files(files: list[str]) -> dict[str, Any]:
         total += found["bytes"]
         stamps.update(f"{file}\0{sorted(found.items())}\n".encode(errors="surrogateescape"))
     return {"files": len(files), "bytes": total, "stamps": stamps.hexdigest()}
-
-
-def _in_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
-    if os.path.isdir(place):
-        below = (str(path) for path in Path(place).rglob("*") if path.is_file())
-        return _data_among(place, sorted(path for path in below if path.endswith(suffixes)))
-    if os.path.exists(place):
-        return [place]
-    found = sorted(path for path in glob.glob(place, recursive=True) if os.path.isfile(path))
-    wild = _wild.search(place)
-    return _data_among(place[: wild.start()] if wild else os.path.dirname(place), found)
-
-
-def _in_bucket(place: str, suffixes: tuple[str, ...]) -> list[str]:
-    wild = _wild.search(place)
-    if wild is None and place.endswith(suffixes):
-        return [place]
-    folder = place[: wild.start()].rpartition("/")[0] if wild else place.rstrip("/")
-    if folder.endswith(":/") or "://" not in folder:
-        raise ConversionError(f"{place}: a pattern cannot stand for the bucket's own name")
-    names = sorted(f"{folder}/{name}" for name in list_bucket(folder))
-    if wild:
-        found = [name for name in names if fnmatch.fnmatchcase(name, place)]
-    else:
-        found = [name for name in names if name.endswith(suffixes)]
-    return _data_among(folder, found)
-
-
-def _data_among(folder: str, files: list[str]) -> list[str]:
-    """The files of a listing that a person put there."""
-    return [file for file in files if not is_hidden(file.removeprefix(folder))]
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
+import math
 import secrets
 import shutil
 import tempfile
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from vlm_composer.locks import Lock
 
 
 class Scratch:
@@ -46,8 +48,7 @@ class Scratch:
         if not self._is_copy or not self._folder.exists():
             atexit.register(self._remove)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        with (self._folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with Lock(self._folder / f"{name}.lock", math.inf):
             if not path.exists():
                 partial = path.with_name(f"{name}.partial")
                 partial.unlink(missing_ok=True)  # of a process that died

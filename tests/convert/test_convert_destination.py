@@ -278,6 +278,23 @@ def test_malformed_urls(pairs: Any, url: str, problem: str) -> None:
 
 
 @pytest.mark.s3
+def test_azure_holds_what_a_folder_would(pairs: Any, azure_server: Any) -> None:
+    pairs.add(60)
+    pairs.convert(**SMALL)
+    url = azure_server.make_bucket("convert-azure")
+    pairs.convert(f"{url}/data", max_samples=30, **SMALL)
+    with pytest.raises(ConversionError, match=f"{url}/data already holds"):
+        pairs.convert(f"{url}/data", **SMALL)
+    pairs.convert(f"{url}/data", **SMALL, overwrite=True)
+    names = pairs.files()
+    assert azure_server.keys("convert-azure") == [f"data/{name}" for name in names]
+    container = azure_server.client().get_container_client("convert-azure")
+    for name in set(names) - {"summary.json"}:  # which has times
+        found = container.download_blob(f"data/{name}").readall()
+        assert found == (pairs.out / name).read_bytes()
+
+
+@pytest.mark.s3
 class TestS3:
     """The same promises, kept by a real S3 server."""
 

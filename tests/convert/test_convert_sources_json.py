@@ -18,6 +18,7 @@ from convert.sources import LlavaJson, json_list
 from convert.sources.json_lines import MAX_LINE_BYTES, decode_line, lines
 from convert.sources.json_list import decode_items, item_spans
 from source_items import LIMIT, check_pieces_are_independent, items_of, outcomes_of, pieces_of
+from store_server import SERVERS
 
 steady = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 ITEMS = [
@@ -233,7 +234,7 @@ def test_what_is_not_there(pairs: Any) -> None:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("server", ["s3_server", "gcs_server"])
+@pytest.mark.parametrize("server", SERVERS.values())
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
 def test_items_and_images_in_a_bucket(
     pairs: Any, server: str, name: str, request: Any, put_in_bucket: Any

@@ -26,6 +26,7 @@ from source_items import (
     pieces_of,
     zip_of,
 )
+from store_server import SERVERS
 
 
 @pytest.mark.parametrize("rows_of_a_group", [7, 100, 1000])
@@ -229,7 +230,7 @@ def test_a_row_group_is_not_held_in_memory(pairs: Any) -> None:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("server", ["s3_server", "gcs_server"])
+@pytest.mark.parametrize("server", SERVERS.values())
 def test_files_in_a_bucket(pairs: Any, server: str, request: Any, put_in_bucket: Any) -> None:
     pairs.add(40)
     folder = pairs.folder / "rows"

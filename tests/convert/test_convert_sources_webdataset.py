@@ -217,7 +217,9 @@ def test_a_tar_is_not_held_in_memory(pairs: Any, mode: str) -> None:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize(("server", "mode"), [("s3_server", "w"), ("gcs_server", "w:gz")])
+@pytest.mark.parametrize(
+    ("server", "mode"), [("s3_server", "w"), ("gcs_server", "w:gz"), ("azure_server", "w:gz")]
+)
 def test_tars_in_a_bucket(
     pairs: Any, server: str, mode: str, request: Any, put_in_bucket: Any
 ) -> None:

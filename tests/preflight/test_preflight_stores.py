@@ -5,15 +5,14 @@ import uuid
 
 import pytest
 
+from store_server import BUCKETS, SERVERS
 from vlm_composer.outages import StoreError
 from vlm_composer.preflight.stores import check_load_path, check_save_folder, check_writable
 from vlm_composer.storage import open_store
 
-BUCKETS = [pytest.param(kind, marks=pytest.mark.s3) for kind in ("s3", "gs")]
-
 
 def new_bucket(request):
-    server = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[request.param])
+    server = request.getfixturevalue(SERVERS[request.param])
     return server.make_bucket(f"preflight-{uuid.uuid4().hex}")
 
 

@@ -5,11 +5,12 @@ import pytest
 from benchmarks.disturbed_runs import Bench
 from benchmarks.resume import matrix
 from benchmarks.resume_rows import Row
+from store_server import SERVERS
 
 
 @pytest.fixture(scope="module")
-def benches(s3_server, gcs_server, tmp_path_factory):
-    servers = {"s3": s3_server, "gs": gcs_server}
+def benches(request, tmp_path_factory):
+    servers = {kind: request.getfixturevalue(name) for kind, name in SERVERS.items()}
     return {name: Bench(tmp_path_factory.mktemp(name), s) for name, s in servers.items()}
 
 

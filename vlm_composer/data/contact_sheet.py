@@ -12,6 +12,8 @@ from unicodedata import combining, normalize
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from vlm_composer.storage import FolderStore
+
 log = logging.getLogger(__name__)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -127,9 +129,9 @@ class _Fonts:
 
 
 def _font_files() -> Iterator[Path]:
-    folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
-    for folder in folders:
-        yield from sorted(p for p in folder.rglob("*") if p.suffix.lower() in _FONT_SUFFIXES)
+    for folder in (Path(folder).expanduser() for folder in _FONT_FOLDERS):
+        files = (folder / name for name in FolderStore(str(folder)).names())
+        yield from (path for path in files if path.suffix.lower() in _FONT_SUFFIXES)
 
 
 def _without_accents(character: str) -> str:

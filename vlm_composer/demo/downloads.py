@@ -5,20 +5,20 @@ The clients are the user's own, so their mirrors, proxies and credentials apply.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import logging
-import os
+import math
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from vlm_composer.locks import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    with _one_process_at_a_time(target.parent):
+    with Lock(target.with_name(f"{target.name}.lock"), math.inf):
         if target.is_dir():  # by the process that we waited for
             return target
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,20 +163,6 @@ def unpack_tarball(archive: Path, folder: Path) -> None:
             tarball.extractall(folder, filter="data")
         except tarfile.FilterError as error:
             raise DownloadError(f"{archive.name} holds an unsafe member: {error}") from error
-
-
-@contextmanager
-def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Waiting for another process that works in %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # which frees the lock, as being killed does
 
 
 def _run(client: str, command: list[str], package: Package, cwd: Path | None = None) -> None:

@@ -5,13 +5,12 @@ A picture that cannot be read is told and not raised, so that a run over many go
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +23,7 @@ from vlm_composer.images.pil import (
     open_image,
     to_rgb,
 )
-from vlm_composer.local_files import is_hidden
+from vlm_composer.listing import find_files
 from vlm_composer.outages import ride_out
 from vlm_composer.storage import Store, open_store
 
@@ -76,70 +75,26 @@ def find_pictures(places: Sequence[str]) -> Iterator[Picture]:
         StoreError: A bucket cannot be listed, or its URL is malformed.
     """
     for place in places:
-        yield from _in_bucket(place) if "://" in place else _on_disk(place)
+        names, others = find_files(place, _is_image, STORE_TIMEOUT)
+        if others:
+            kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
+            counts = sorted(kinds.items(), key=lambda x: (-x[1], x[0]))[:5]
+            log.warning(
+                "%s: passed over %d files that are not images by their names (%s); name one to try "
+                "it.",
+                *(place, len(others), ", ".join(f"{count} × {kind}" for kind, count in counts)),
+            )
+        if not names:
+            yield _none_at(place)
+        bucket = "/".join(place.split("/", 3)[:3])  # scheme://bucket
+        store = open_store(bucket) if "://" in place else None
+        for name in names:
+            key = name.removeprefix(f"{bucket}/")
+            yield Picture(name, partial(_download, store, key) if store else Path(name).read_bytes)
 
 
-def _on_disk(place: str) -> Iterator[Picture]:
-    path = Path(place)
-    if path.is_dir():
-        files = [x for x in path.rglob("*") if x.is_file()]
-        found = sorted(map(Path, _images_among(map(str, files), place)))
-    elif path.exists() or not glob.has_magic(place):
-        found = [path]
-    else:
-        found = [x for x in map(Path, sorted(glob.glob(place, recursive=True))) if x.is_file()]
-    if not found:
-        yield _none_at(place)
-    for file in found:
-        yield Picture(str(file), file.read_bytes)
-
-
-def _in_bucket(place: str) -> Iterator[Picture]:
-    scheme, _, rest = place.partition("://")
-    bucket, _, key = rest.partition("/")
-    store = open_store(f"{scheme}://{bucket}")
-    key = key.rstrip("/")
-    if glob.has_magic(key):
-        names = [x for x in _names(store, key[: _first_magic(key)]) if fnmatch.fnmatch(x, key)]
-    elif Path(key).suffix.lower() in SUFFIXES:
-        names = [key]
-    else:
-        names = _images_among(_names(store, f"{key}/" if key else ""), place)
-    if not names:
-        yield _none_at(place)
-    for name in names:
-        yield Picture(f"{store.url}/{name}", lambda name=name: _download(store, name))  # type: ignore[misc]
-
-
-def _images_among(names: Iterable[str], place: str) -> list[str]:
-    """Return the names of images, and log how many others there are."""
-    found, others = [], Counter[str]()
-    for name in names:
-        suffix = Path(name).suffix.lower()
-        if is_hidden(name.removeprefix(place)):
-            continue
-        if suffix in SUFFIXES:
-            found.append(name)
-        else:
-            others[suffix or "no suffix"] += 1
-    if others:
-        kinds = ", ".join(
-            f"{count} × {suffix}"
-            for suffix, count in sorted(others.items(), key=lambda x: (-x[1], x[0]))[:5]
-        )
-        log.warning(
-            "%s: passed over %d files that are not images by their names (%s); name one to try it.",
-            place, others.total(), kinds,
-        )  # fmt: skip
-    return found
-
-
-def _names(store: Store, prefix: str) -> list[str]:
-    return ride_out(lambda: store.names(prefix), f"list {store.url}/{prefix}", STORE_TIMEOUT)
-
-
-def _first_magic(key: str) -> int:
-    return min(key.index(character) for character in "*?[" if character in key)
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _download(store: Store, name: str) -> bytes:
