@@ -1,4 +1,4 @@
-"""The public names are there, cost nothing before they are used, and do what the README says."""
+"""The public names are there, cost nothing before they are used, and do what docs/ says."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 import vlm_composer
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_public_name_is_there_and_documented():
@@ -27,7 +27,7 @@ def test_importing_the_library_imports_nothing_heavy():
         "print({'torch', 'transformers', 'composer', 'streaming'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
 
@@ -36,17 +36,17 @@ def test_importing_the_trainer_leaves_torchs_compiler_alone():
     """Which takes almost as long as the rest, and starts processes; not every run needs it."""
     code = "import sys, vlm_composer.train; print('torch._inductor.compile_fx' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
 
 
-def test_the_script_of_the_readme_captions_a_picture(qwen_export, tmp_path, monkeypatch, capsys):
-    section = README.read_text().split("## Take it away")[1].split("\n## ")[0]
+def test_the_script_of_the_page_captions_a_picture(qwen_export, tmp_path, monkeypatch, capsys):
+    section = (ROOT / "docs/export.md").read_text()
     (script,) = re.findall(r"```python\n(from vlm_composer .*?)```", section, re.DOTALL)
     assert len(script.splitlines()) <= 20
     (tmp_path / "export").symlink_to(qwen_export.folder)
     (tmp_path / "picture.jpg").write_bytes(qwen_export.pictures[0].read_bytes())
     monkeypatch.chdir(tmp_path)
-    exec(compile(script, "README.md", "exec"), {})
+    exec(compile(script, "export.md", "exec"), {})
     assert capsys.readouterr().out.count("\n") >= 1

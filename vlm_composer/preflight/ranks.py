@@ -46,7 +46,9 @@ def check_ranks(placement: Placement, gpus: int | None) -> Findings:
     """
     found = Findings()
     world_size, local_size, rank, node, local_rank = placement
-    command = "start the same number of ranks on every node, as the README's command does"
+    command = (
+        "start the same number of ranks on every node, as the command in docs/multinode.md does"
+    )
     if not 0 < local_size <= world_size or world_size % local_size:
         # streaming counts nodes by dividing.
         found.fail(
