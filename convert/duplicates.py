@@ -188,7 +188,7 @@ def _ranges(parts: Sequence[Path], num_items: int) -> Iterator[npt.NDArray[Any]]
     for bound in [*bounds, None]:
         rows = [np.empty(0, HASHES)]
         for place, path in enumerate(parts):
-            part = np.load(path, mmap_mode="r")
+            part = np.load(path, mmap_mode="r", allow_pickle=False)
             end = len(part) if bound is None else np.searchsorted(part["image"], np.uint64(bound))
             rows.append(np.array(part[starts[place] : end]))
             starts[place] = end

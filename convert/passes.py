@@ -55,7 +55,7 @@ def compare_images(
     if job.split.num_eval == 0 and not drop_duplicates:
         return np.empty(0, EXCEPTIONS)  # nothing depends on it
     if EXCEPTIONS_NAME in journal:
-        return np.load(journal.path(EXCEPTIONS_NAME))
+        return np.load(journal.path(EXCEPTIONS_NAME), allow_pickle=False)
 
     def missing() -> Iterator[Task]:
         for partition in partitions:

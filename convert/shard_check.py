@@ -119,7 +119,7 @@ class HeldOut:
     def load(cls, folder: str) -> HeldOut:
         """Opens what `save` kept."""
         digests, shards, samples = (
-            np.load(Path(folder, f"{name}.npy"), mmap_mode="r")
+            np.load(Path(folder, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
             for name in ("digests", "shards", "samples")
         )
         return cls(digests, shards, samples, json.loads(Path(folder, "names.json").read_text()))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from PIL.Image import Resampling
 from torch import nn
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 from vlm_composer.config import TrainConfig
@@ -26,6 +26,7 @@ from vlm_composer.data.template import Template
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.fused_gelu import fuse_gelu
 from vlm_composer.models.language_model import LanguageModel
+from vlm_composer.models.own_code import load_tokenizer
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.self_check import check_levers
@@ -55,9 +56,7 @@ def assemble_template(config: TrainConfig) -> Template:
     # and tokenizers warns in every worker where its parent used them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=config.language_model.revision or "main"
-        )
+        tokenizer = load_tokenizer(name, config.language_model.revision)
     except KeyError as error:  # transformers knows no tokenizer for a model of that type
         raise ValueError(f"{name} has no tokenizer; set language_model.tokenizer") from error
     return Template(

@@ -70,7 +70,11 @@ def prepare_llm(folder: Path) -> Path:
         logger.info("Reading %s into bf16 (about 20 s)", gguf.name)
         tokenizer = smollm2_tokenizer(gguf)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, torch_dtype=torch.bfloat16
+            gguf.parent,
+            gguf_file=gguf.name,
+            torch_dtype=torch.bfloat16,
+            trust_remote_code=False,
+            weights_only=True,
         )
         for config in (model.config, model.generation_config):
             config.bos_token_id = tokenizer.bos_token_id
@@ -97,7 +101,9 @@ def smollm2_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
         `<|endoftext|>`, so that masking the padding never masks an answer's end.
     """
     # Not to be legacy only spares a warning about SentencePiece, which this tokenizer is not.
-    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, legacy=False)
+    read = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, legacy=False, trust_remote_code=False
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,
         bos_token="<|im_start|>",

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from vlm_composer.config.model import Dtype
 from vlm_composer.data.template import check_token_ids
@@ -23,6 +22,7 @@ from vlm_composer.export.remote_code.modeling_vlm_composer import (
     VLMComposerForConditionalGeneration,
 )
 from vlm_composer.export.remote_code.processing_vlm_composer import VLMComposerProcessor
+from vlm_composer.models.own_code import check_export_code, load_tokenizer
 from vlm_composer.training.hardware import choose_device, storage_dtype
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -55,6 +55,7 @@ def load_export(
     """
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not an export: it has no config.json")
+    check_export_code(folder)
     config = VLMComposerConfig.from_pretrained(folder)
     chosen = choose_device(None if device == "auto" else device)
     # What it was trained in, unless that would take ten times as long here.
@@ -86,7 +87,7 @@ def load_processor(folder: str | Path) -> VLMComposerProcessor:
     keys = ("num_image_tokens", "add_bos", "max_seq_len", "default_prompt")
     return VLMComposerProcessor(
         VLMComposerImageProcessor.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
+        load_tokenizer(folder),
         **{key: settings[key] for key in keys if key in settings},
     )
 

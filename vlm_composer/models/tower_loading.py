@@ -22,6 +22,8 @@ from transformers import (
 )
 from transformers.modeling_utils import no_init_weights
 
+from vlm_composer.models.own_code import check_config_code, check_model_code
+
 BUNDLED_CONFIGS = Path(__file__).parent / "tower_configs"
 """Configurations that ship with the project, by hub id with `/` written as `--`."""
 
@@ -57,10 +59,15 @@ def read_config(
         The configuration.
 
     Raises:
-        ValueError: An override names an attribute that the configuration does not have.
+        ValueError: An override names an attribute that the configuration does not have; or the
+            model needs code of its own.
     """
     source = name if revision else bundled_or_given(name)
-    config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    check_model_code(name, source, revision)
+    check_config_code(name, overrides)
+    config = AutoConfig.from_pretrained(
+        source, revision=revision or "main", trust_remote_code=False
+    )
     config = getattr(config, half, config)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
@@ -146,9 +153,15 @@ def _load(
     if empty:
         return build_empty(auto, config, **options)
     if not pretrained:
-        return auto.from_config(copy.deepcopy(config), **options)
+        return auto.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
     model, report = auto.from_pretrained(
-        name, config=config, revision=revision or "main", output_loading_info=True, **options
+        name,
+        config=config,
+        revision=revision or "main",
+        output_loading_info=True,
+        trust_remote_code=False,
+        weights_only=True,
+        **options,
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -161,7 +174,7 @@ def _load(
 def build_empty(auto: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """Build a model of transformers' `auto` class with its parameters on the meta device."""
     with _parameters_on_meta(), no_init_weights():  # which may write to weights that it lacks
-        model = auto.from_config(copy.deepcopy(config), **options)
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False, **options)
     model.tie_weights()
     return model
 

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from requests import ConnectionError, Timeout
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from vlm_composer.assembly import (
     assemble_template,
@@ -26,6 +26,7 @@ from vlm_composer.config import TrainConfig
 from vlm_composer.config.model import LanguageModelConfig, TowerConfig
 from vlm_composer.data.template import check_token_ids
 from vlm_composer.models import tower_check
+from vlm_composer.models.own_code import load_tokenizer
 from vlm_composer.models.positions import count_positions
 from vlm_composer.models.tower_loading import bundled_or_given
 from vlm_composer.models.vision_layers import layers_below
@@ -116,7 +117,7 @@ def _compare_with_own(found: Findings, tower: LanguageModelConfig, tokenizer: An
         return
     if _local(tower.name, tower.revision, "tokenizer_config.json") is None:
         return
-    own = AutoTokenizer.from_pretrained(tower.name, revision=tower.revision or "main").get_vocab()
+    own = load_tokenizer(tower.name, tower.revision).get_vocab()
     theirs = tokenizer.get_vocab()
     if other := sorted(token for token, id in own.items() if theirs.get(token) != id):
         found.warn(

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vlm_composer.export.remote_code.configuration_vlm_composer import VLMComposerConfig
 from vlm_composer.models.connector import Connector
 from vlm_composer.models.embedding_rows import add_rows
+from vlm_composer.models.own_code import check_generate_code
 from vlm_composer.models.projector import MLPProjector
 from vlm_composer.models.resampler import PerceiverResampler
 from vlm_composer.models.vision_layers import drop_pooling, keep_layers, read_patches
@@ -55,8 +56,8 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
             # Cutting changes a configuration; that of the model stays the whole tower's.
             vision_config = copy.deepcopy(config.vision_config)
             self._attach(
-                AutoModel.from_config(vision_config),
-                AutoModelForCausalLM.from_config(config.text_config),
+                AutoModel.from_config(vision_config, trust_remote_code=False),
+                AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False),
             )
         self.post_init()
 
@@ -265,6 +266,7 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
         kinds = ("vision_tower", AutoModel), ("language_model", AutoModelForCausalLM)
         for (part, auto), place, config in zip(kinds, given, configs, strict=True):
             name = place or at[part]["name"]
+            check_generate_code(name)
             tower, report = auto.from_pretrained(
                 name,
                 config=config,
@@ -272,6 +274,8 @@ class VLMComposerForConditionalGeneration(PreTrainedModel, GenerationMixin):  # 
                 torch_dtype=self.dtype,
                 device_map=device_map,
                 output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,
             )
             _check_report(report, name)
             loaded.append(tower)
