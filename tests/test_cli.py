@@ -16,7 +16,7 @@ from PIL import Image
 from run_folders import whole_run
 from vlm_composer import launcher
 from vlm_composer.cli import COMMANDS
-from vlm_composer.config.run import TrainConfig
+from vlm_composer.config import TrainConfig
 from vlm_composer.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parent.parent
