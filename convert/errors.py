@@ -42,15 +42,23 @@ class Reason(StrEnum):
     """Left out on request, for which it is in rejects.jsonl; it is none of the rejects."""
 
 
+MAX_DETAIL = 500
+"""Characters of what is said of a reject, whatever values of the source it quotes."""
+
+
 class Rejected(Exception):
     """One item cannot become a sample. The run goes on without it.
 
     Args:
         reason: The class of the fault, counted in summary.json.
-        detail: What was found, for whoever has to mend the source.
+        detail: What was found, for whoever has to fix the source. Of one longer than `MAX_DETAIL`
+            characters the middle is left out.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        if len(detail) > MAX_DETAIL:
+            end = MAX_DETAIL // 3
+            detail = f"{detail[: MAX_DETAIL - end - 1]}…{detail[-end:]}"
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -15,12 +15,21 @@ _quote = reprlib.Repr()  # repr() of what a source holds could be of any length 
 _quote.maxstring = _quote.maxother = 100
 
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
-_FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | {
-    *map(chr, range(0xFE00, 0xFE10)),
-    *map(chr, range(0xE0100, 0xE01F0)),
-}
-"""Characters of other categories that show nothing by themselves: the combining grapheme joiner,
-Hangul fillers, the blank Braille pattern, variation selectors."""
+_INVISIBLE = (
+    (0x034F, 0x034F),  # combining grapheme joiner
+    (0x115F, 0x1160),  # Hangul fillers
+    (0x17B4, 0x17B5),  # Khmer inherent vowels
+    (0x180B, 0x180F),  # Mongolian variation selectors
+    (0x2065, 0x2065),
+    (0x2800, 0x2800),  # blank Braille pattern
+    (0x3164, 0x3164),  # Hangul filler
+    (0xFE00, 0xFE0F),  # variation selectors
+    (0xFFA0, 0xFFA0),  # halfwidth Hangul filler
+    (0xFFF0, 0xFFF8),
+    (0xE0000, 0xE0FFF),  # tags, variation selectors
+)
+"""Characters of other categories that show nothing by themselves: the rest of Unicode's
+Default_Ignorable_Code_Point (DerivedCoreProperties), and the blank Braille pattern."""
 
 
 def read_record(item: Item) -> tuple[Record, tuple[int, int]]:
@@ -85,7 +94,7 @@ def _prompt_and_answer(turns: object) -> tuple[str, str]:
             Reason.NO_CONVERSATION, f"conversations is {_quote.repr(turns)}, not a list of turns"
         )
     place = _first_round(turns)
-    prompt, answer = _value(turns[place], "human"), _value(turns[place + 1], "gpt")
+    prompt, answer = (without_mark(turn["value"]) for turn in turns[place : place + 2])
     if shows_nothing(answer):
         raise Rejected(
             Reason.EMPTY_ANSWER, f"the first answer is {answer[:100]!a}, which shows nothing"
@@ -113,12 +122,23 @@ def _prompt_and_answer(turns: object) -> tuple[str, str]:
 
 
 def _first_round(turns: list[Any]) -> int:
-    """Return the place of the first human turn that a gpt turn directly follows."""
-    speakers: list[object] = []
+    """Return the place of the first human turn that a gpt turn directly follows.
+
+    Each turn up to these two must have a speaker and a text.
+    """
+    speakers: list[str] = []
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise Rejected(Reason.BAD_TURN, f"a turn is {_quote.repr(turn)}, not an object")
-        speakers.append(turn.get("from"))
+        speaker, value = turn.get("from"), turn.get("value")
+        if not isinstance(speaker, str):
+            raise Rejected(
+                Reason.BAD_TURN, f"turn {number} is from {_quote.repr(speaker)}, not a speaker"
+            )
+        if not isinstance(value, str):
+            shown = f"the {speaker[:100]} turn's value is {_quote.repr(value)}"
+            raise Rejected(Reason.BAD_TURN, shown)
+        speakers.append(speaker)
         if speakers[-2:] == ["human", "gpt"]:
             return number - 1
     shown = _quote.repr(speakers)
@@ -128,13 +148,6 @@ def _first_round(turns: list[Any]) -> int:
     raise Rejected(
         Reason.NO_ROUND, f"no human turn is directly followed by a gpt turn: turns are from {shown}"
     )
-
-
-def _value(turn: dict[str, Any], speaker: str) -> str:
-    value = turn.get("value")
-    if not isinstance(value, str):
-        raise Rejected(Reason.BAD_TURN, f"the {speaker} turn's value is {_quote.repr(value)}")
-    return without_mark(value)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,10 @@ def without_mark(text: str) -> str:
 def shows_nothing(text: str) -> bool:
     """Tell whether a text has no character that can be seen: white space, byte-order marks,
     zero-width and control characters, fillers."""
-    return all(category(c) in _UNSEEN or c in _FILLERS for c in text)
+    return all(
+        category(c) in _UNSEEN or any(first <= ord(c) <= last for first, last in _INVISIBLE)
+        for c in text
+    )
 
 
 def _check_unicode(field: str, text: str) -> None:

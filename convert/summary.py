@@ -34,11 +34,12 @@ class Counts:
     moved_to_train: int
     """Items that the split had for evaluation, and whose image is in train as well."""
 
-    several_rounds: int = 0
-    """Samples whose conversation has more than one round, of which the first is used."""
+    several_rounds: int | None = None
+    """Samples whose conversation has more than one round, of which the first is used; None where an
+    earlier version did not count them."""
 
-    dropped_turns: int = 0
-    """Turns of samples' conversations that are not used."""
+    dropped_turns: int | None = None
+    """Turns of samples' conversations that are not used; None as above."""
 
     shards: dict[str, int]
     """Shards of each side that was written."""

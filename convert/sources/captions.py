@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import codecs
+import json
 from typing import Any
 
 from convert.errors import Reason, Rejected
 
-_OTHER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-
 
 def other_encoding(start: bytes) -> str | None:
-    """Return the encoding that is not UTF-8 whose byte-order mark a file starts with."""
-    return next((name for mark, name in _OTHER_MARKS.items() if start.startswith(mark)), None)
+    """Return the encoding of Unicode that a text's first 4 bytes show, where it is not UTF-8.
+
+    A byte-order mark shows it, or the place of null bytes, which no text has in UTF-8 (RFC 4627).
+    """
+    found = json.detect_encoding(start[:4]) if len(start) > 3 or b"\0" not in start else "utf-8"
+    return None if found.startswith("utf-8") else found[:6].upper()
 
 
 def decode_text(data: bytes, errors: str = "strict") -> str:
     """Decode a text file: UTF-8, without its byte-order mark.
 
     Raises:
-        Rejected: It is of another encoding by its byte-order mark.
+        Rejected: It is of another encoding of Unicode.
         UnicodeDecodeError: It is not UTF-8.
     """
     if encoding := other_encoding(data):

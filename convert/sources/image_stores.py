@@ -24,6 +24,8 @@ THREADS = 8
 """Requests of a bucket at a time, in each process: fewer than boto3 keeps connections."""
 
 
+MAX_NAME = 4096
+"""Characters of an image's name, by Linux's PATH_MAX."""
 _FOLDERS = 1 << 14
 _LISTED = 64
 
@@ -214,8 +216,18 @@ def image_name(fields: object) -> str | Rejected:
     """The image that an item names, or why it names none."""
     name = fields.get("image") if isinstance(fields, dict) else None
     if isinstance(name, str) and name:
-        return name
+        return name if len(name) <= MAX_NAME else too_long(name)
     return Rejected(Reason.BAD_IMAGE_FIELD, "the item names no image")
+
+
+def too_long(name: str) -> Rejected:
+    """Return why a name of more than `MAX_NAME` characters is not looked up: each of its folders
+    would be, for seconds."""
+    return Rejected(
+        Reason.UNREADABLE_IMAGE,
+        f"{name[:60]!r}… has {len(name):,} characters, and a path at most {MAX_NAME:,}: give the "
+        "image's path, not the image itself",
+    )
 
 
 def or_reason(read: Callable[[], bytes]) -> bytes | Rejected:

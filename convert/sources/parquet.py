@@ -11,6 +11,7 @@ from convert.errors import ConversionError, Reason, Rejected
 from convert.sources.captions import captioned
 from convert.sources.files import is_url
 from convert.sources.image_places import open_images
+from convert.sources.image_stores import MAX_NAME, too_long
 from convert.sources.parquet_columns import find_columns
 from convert.sources.parquet_pages import Chunk, LargePageError, PageCheckedFile, most_unpacked
 from convert.sources.parquet_values import value_of
@@ -131,7 +132,7 @@ class Parquet:
                 Reason.MISSING_IMAGE,
                 f"the row holds only the path {path[:200]!r}: give --images, where it starts from",
             )
-        (found,) = self._images.read_many([path])
+        (found,) = self._images.read_many([path if len(path) <= MAX_NAME else too_long(path)])
         return found
 
 

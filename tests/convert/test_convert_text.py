@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from convert import inspect, verify
 from convert.conversion import convert_pairs
-from convert.errors import Reason, Rejected
+from convert.errors import MAX_DETAIL, Reason, Rejected
 from convert.record import count_turns, read_fields, shows_nothing
 from convert.sources import Item, LlavaJson, Parquet, Source, WebDataset
+from convert.sources.image_stores import ImageFolder
 from convert.summary import Summary
 from source_items import LIMIT, items_of, outcome, outcomes_of, tar_of
 
@@ -139,7 +140,7 @@ def test_summaries_and_qualities_of_earlier_conversions_are_read(
         for key in ("several_rounds", "dropped_turns", "turns"):
             value.pop(key, None)
         (pairs.out / name).write_text(json.dumps(value))
-    assert Summary.from_json((pairs.out / "summary.json").read_text()).several_rounds == 0
+    assert Summary.from_json((pairs.out / "summary.json").read_text()).several_rounds is None
     assert verify.main([str(pairs.out)]) == 0
     assert inspect.main([str(pairs.out), "--out", str(pairs.folder / "page")]) == 0
     assert "more than one round" not in capsys.readouterr().out
@@ -203,11 +204,11 @@ def test_a_mark_in_ids_and_prompts_is_removed() -> None:
     assert (record["id"], record["prompt"]) == ("7", "What?\n<image>")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
-def test_other_encodings_are_named(pairs: Any, tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("marked", [True, False], ids=["mark", "no mark"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named(pairs: Any, tmp_path: Path, encoding: str, marked: bool) -> None:
     pairs.add()
-    mark = {"utf-16-be": codecs.BOM_UTF16_BE, "utf-32-be": codecs.BOM_UTF32_BE}.get(encoding, b"")
-    data = mark + json.dumps(pairs.items).encode(encoding)
+    data = ("\ufeff" * marked + json.dumps(pairs.items)).encode(encoding)
     (tmp_path / "pairs.json").write_bytes(data)
     name = encoding[:6].upper()
     with pytest.raises(ValueError, match=f"is a text of {name}: save it as UTF-8"):
@@ -236,6 +237,85 @@ def test_rows_whose_id_is_null_are_taken(pairs: Any, tmp_path: Path) -> None:
         "null.parquet": [f"null-{n:08}" for n in range(3)],
         "none.parquet": [f"none-{n:08}" for n in range(3)],
     }
+
+
+DEFAULT_IGNORABLE = [
+    *("00AD", "034F", "061C", "115F-1160", "17B4-17B5", "180B-180F", "200B-200F", "202A-202E"),
+    *("2060-206F", "3164", "FE00-FE0F", "FEFF", "FFA0", "FFF0-FFF8", "1BCA0-1BCA3"),
+    *("1D173-1D17A", "E0000-E0FFF"),
+]
+"""Default_Ignorable_Code_Point of Unicode 15's DerivedCoreProperties.txt."""
+
+
+def test_default_ignorable_characters_show_nothing() -> None:
+    ends = [span.split("-") for span in DEFAULT_IGNORABLE]
+    found = [
+        c
+        for first, *_, last in (e * 2 for e in ends)
+        for c in range(int(first, 16), int(last, 16) + 1)
+    ]
+    assert len(found) == 4174
+    assert [f"{c:04X}" for c in found if not shows_nothing(chr(c))] == []
+    assert shows_nothing("\ufe0f\U000e0100\u180b")
+    assert not shows_nothing("\u17b4a")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": "x"},
+        {"from": None, "value": "x"},
+        {"from": 7, "value": "x"},
+        {"from": "system"},
+        {"from": "human", "value": None},
+        {"from": "gpt", "value": ["x"]},
+        {},
+        "x",
+        None,
+    ],
+    ids=repr,
+)
+def test_a_malformed_turn_before_or_in_the_pair_rejects(wrong: Any, place: int) -> None:
+    turns = talk("s:be short", "h:What?", "g:a cat")["conversations"]
+    turns[place] = wrong
+    reason, _ = outcome(Item(0, talk() | {"conversations": turns}, b""))
+    assert reason == Reason.BAD_TURN
+
+
+def test_a_malformed_turn_after_the_pair_does_not_matter() -> None:
+    turns = [*talk("h:What?", "g:a cat")["conversations"], {"from": None}]
+    assert read_fields(Item(0, talk() | {"conversations": turns}, b""))["answer"] == "a cat"
+
+
+def test_the_text_of_a_reject_shows_both_ends() -> None:
+    rejected = Rejected(Reason.BAD_ID, "begins" + "x" * 10**6 + "ends")
+    assert len(rejected.detail) == MAX_DETAIL
+    assert rejected.detail.startswith("begins")
+    assert rejected.detail.endswith("ends")
+    assert len(str(rejected)) < MAX_DETAIL + 50
+
+
+def test_an_image_in_place_of_its_path_is_not_looked_up(
+    pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs.add(1)
+    long = "/9j/" * 250_000
+    pairs.items = [{**pairs.items[0], "image": long}]
+
+    def looked_up(self: object, name: str) -> bytes:
+        raise AssertionError("a name of a million characters was looked up")
+
+    monkeypatch.setattr(ImageFolder, "read", looked_up)
+    rows = {"image": [{"bytes": None, "path": long}], "text": ["a"]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    for source in (
+        LlavaJson(pairs.write_json(), pairs.images, LIMIT),
+        Parquet(str(tmp_path / "rows.parquet"), LIMIT, images=str(pairs.images)),
+    ):
+        ((reason, detail),) = map(outcome, items_of(source))
+        assert reason == Reason.UNREADABLE_IMAGE
+        assert "has 1,000,000 characters, and a path at most 4,096" in detail
 
 
 def test_no_value_makes_a_line_of_rejects_long(pairs: Any) -> None:
