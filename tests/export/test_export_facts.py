@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import shutil
 import typing
 from pathlib import Path
@@ -18,6 +19,7 @@ from vlm_composer.config.changes import _FREE
 from vlm_composer.config.data import LoaderConfig, StreamConfig
 from vlm_composer.export.exporting import export_checkpoint
 from vlm_composer.export.facts import COPIED, DEFAULT_PROMPT, commonest_prompt
+from vlm_composer.training.metrics_file import read_metrics
 from vlm_composer.training.run_facts import Facts
 
 
@@ -154,3 +156,72 @@ def test_readers_of_settings_name_keys_that_the_schema_has():
     assert facts <= {field.name for field in dataclasses.fields(Facts)}
     for start in _FREE:
         assert any(key.startswith(start) for key in known), start
+
+
+def metrics_file(exported):
+    return Path(exported.config.folder("{run_folder}/metrics.jsonl"))
+
+
+def exported_metrics(checkpoint, out, **options):
+    return facts_of(export_checkpoint(str(checkpoint), out, **options))["run"]["metrics"]
+
+
+LOSS = "training loss of the last batch"
+
+
+def test_metrics_are_read_beside_the_checkpoint_alone(qwen_export, tmp_path, caplog):
+    """A checkpoint's settings may name any file; a yaml is the user's own word."""
+    assert LOSS in exported_metrics(qwen_export.checkpoints, tmp_path / "beside")
+    moved = tmp_path / "elsewhere" / "checkpoints"
+    shutil.copytree(qwen_export.checkpoints, moved)
+    assert exported_metrics(moved, tmp_path / "moved") == {}
+    (said,) = [one.message for one in caplog.records if "is not beside it" in one.message]
+    assert f"{metrics_file(qwen_export)} that {moved}" in said
+    assert "\n" not in said
+    yaml = qwen_export.folder.parent / "run.yaml"
+    assert LOSS in exported_metrics(moved, tmp_path / "named", yaml=yaml)
+
+
+def test_a_link_beside_a_checkpoint_does_not_lead_out(qwen_export, tmp_path, caplog):
+    path = metrics_file(qwen_export)
+    kept = shutil.move(path, tmp_path / "secret.jsonl")
+    try:
+        path.symlink_to(kept)
+        assert exported_metrics(qwen_export.checkpoints, tmp_path / "out") == {}
+        assert "is not beside it" in caplog.text
+    finally:
+        path.unlink()
+        shutil.move(kept, path)
+
+
+FOREIGN = (
+    b'{"batch": 4, "loss/train/total": 9', b"[]", b"3", b"{}", b"\xff\xfe", b'{"batch": "x"}',
+    b'{"batch": -1, "loss/train/total": 9}', b'{"batch": true, "loss/train/total": 9}',
+    b'{"batch": 4, "loss/train/total": ' + b"9" * 400 + b"}", b"[" * 100_000,
+    b'{"batch": ' + b"9" * 5000 + b"}", b'{"batch": 4, "a\\ud800": 3}',
+    b'{"batch": 4, "loss/train/total": "9"}', b'{"batch": 4, "loss/train/total": [9]}',
+)  # fmt: skip
+
+
+def test_lines_that_no_run_writes_are_left_out(qwen_export, tmp_path, caplog):
+    """The last one is half written where the run still goes on or was killed."""
+    path = metrics_file(qwen_export)
+    whole = path.read_bytes()
+    before = exported_metrics(qwen_export.checkpoints, tmp_path / "before")
+    try:
+        path.write_bytes(whole + b"\n".join([b"", *FOREIGN[::-1]]))
+        caplog.clear()
+        assert exported_metrics(qwen_export.checkpoints, tmp_path / "out") == before
+        assert f"{path}: {len(FOREIGN) - 2} lines are not metrics" in caplog.text
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_foreign_line_alone_is_left_out(tmp_path, line):
+    good = json.dumps({"batch": 3, "loss/train/total": math.nan, "a": 1})
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b"\n" + line)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert metrics.keys() == {"loss/train/total", "a"}
+    assert metrics["a"] == [(3, 1)]
+    assert len(metrics["loss/train/total"]) == 1

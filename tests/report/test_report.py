@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hostile_json import leaves, replaced
 from run_folders import (
     FACTS,
     evaluation_lines,
@@ -174,6 +175,45 @@ def test_facts_of_any_shape_make_a_page(tmp_path, entry):
     for facts in (dict.fromkeys(FACTS, entry), entry):
         (tmp_path / "run.json").write_text(json.dumps(facts))
         assert 'id="configuration"' in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+NUMBERS = (-1, 10**400, 10**5000, 1.5, math.nan, -math.inf, "\ud800", "\x1b[31m", [[]], {"a": {}})
+"""In place of a value; 5,000 digits are more than Python reads."""
+
+
+def texts_with(document, path):
+    """A document with each of NUMBERS in place of a part, as text."""
+    for value in NUMBERS:
+        digits = "9" * 5000 if value == 10**5000 else None
+        text = json.dumps(replaced(document, path, "DIGITS" if digits else value))
+        yield text.replace('"DIGITS"', digits) if digits else text
+
+
+@pytest.mark.parametrize("path", [p for p in leaves(FACTS) if p[:1] not in [("config",)]], ids=str)
+def test_a_value_of_run_json_that_nobody_writes_makes_a_page(tmp_path, path):
+    write_lines(tmp_path / "metrics.jsonl", metric_lines(5))
+    for text in texts_with(FACTS, path):
+        (tmp_path / "run.json").write_text(text)
+        assert 'id="configuration"' in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "warnings.jsonl", "captions/ba0.jsonl"])
+def test_a_line_that_nobody_writes_makes_a_page(tmp_path, file):
+    folder = whole_run(tmp_path / "run")
+    lines = (folder / file).read_text().splitlines()
+    for path in leaves(json.loads(lines[-1])):
+        for text in texts_with(json.loads(lines[-1]), path):
+            (folder / file).write_text("\n".join([*lines[-5:-1], text]))
+            assert 'id="configuration"' in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_run_json_that_cannot_be_used_is_noted_in_a_line(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", metric_lines(5))
+    for text in texts_with(FACTS, ("seeds", "seed")):
+        (tmp_path / "run.json").write_text(text)
+        notes = [note for note in read_run(tmp_path).notes if "run.json" in note]
+        unusable = "9" * 400 in text or "ud800" in text or "0" * 400 in text
+        assert [bool(notes), len(notes) < 2 and "\n" not in "".join(notes)] == [unusable, True]
 
 
 def test_a_run_without_metrics_makes_a_page(tmp_path):

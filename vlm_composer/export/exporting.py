@@ -192,7 +192,7 @@ def _write(
         "default_prompt": default_prompt,
         "prompt_is_the_commonest": default_prompt == commonest,
         "default_prompt_is": why,
-        "run": run_facts(document, config),
+        "run": run_facts(checkpoint, config, is_users=yaml is not None),
     }
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -14,7 +15,10 @@ from vlm_composer.config.data import LoaderConfig, StreamConfig
 from vlm_composer.config.loader import build
 from vlm_composer.data.schema import IMAGE_PLACEHOLDER
 from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object
+from vlm_composer.training.checkpoint_file import CheckpointFile
 from vlm_composer.training.metrics_file import read_metrics
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PROMPT = f"{IMAGE_PLACEHOLDER}\nDescribe the image concisely."
 """Asked where the prompts of the training are not known; one of LLaVA-Pretrain's."""
@@ -36,12 +40,14 @@ _LOSSES = {
 }
 
 
-def run_facts(document: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+def run_facts(checkpoint: CheckpointFile, config: TrainConfig, *, is_users: bool) -> dict[str, Any]:
     """Collect what a checkpoint says of its run, and the run's metrics where they are at hand.
 
     Args:
-        document: Of the checkpoint.
+        checkpoint: The checkpoint.
         config: The run's.
+        is_users: The configuration is a yaml that the user named; a checkpoint's own may be
+            anybody's.
 
     Returns:
         `run_name`, `batches`, `epochs`, `samples_in_epoch`, `global_train_batch_size`,
@@ -49,6 +55,7 @@ def run_facts(document: Mapping[str, Any], config: TrainConfig) -> dict[str, Any
         `image_decoder`, `data` (names, samples, hash), `metrics` (name → value; may be empty) and
         `versions`.
     """
+    document = checkpoint.document
     settings, timestamp = document["settings"], document["timestamp"]
     names = [source.place for source in trained_on(document, config).sources.values()]
     return {
@@ -57,7 +64,7 @@ def run_facts(document: Mapping[str, Any], config: TrainConfig) -> dict[str, Any
         "epochs": timestamp["epoch"],
         "samples_in_epoch": timestamp["sample_in_epoch"],
         "data": {"names": names, **document["data"]},
-        "metrics": metrics_at(config, timestamp["batch"]),
+        "metrics": metrics_at(config, checkpoint, is_users=is_users),
         "versions": document["versions"],
     }
 
@@ -74,19 +81,56 @@ def trained_on(document: Mapping[str, Any], config: TrainConfig) -> LoaderConfig
     return loader or config.train_loader
 
 
-def metrics_at(config: TrainConfig, batch: int) -> dict[str, float]:
-    """The last values up to a batch of what tells how well a run went; empty where its metrics file
-    is not here."""
-    if config.loggers.jsonl is None:
+def metrics_at(
+    config: TrainConfig, checkpoint: CheckpointFile, *, is_users: bool
+) -> dict[str, float]:
+    """Read the last values up to a checkpoint of what tells how well its run went.
+
+    The path that a checkpoint's settings name is followed only beside the checkpoint.
+
+    Args:
+        config: The run's.
+        checkpoint: The checkpoint.
+        is_users: As `run_facts`'s.
+
+    Returns:
+        Name → value; empty where the metrics file is not here or is not read.
+    """
+    batch = checkpoint.document["timestamp"]["batch"]
+    path = _metrics_file(config, checkpoint, is_users)
+    if path is None:
         return {}
-    path = Path(config.folder(config.loggers.jsonl.path))
-    if not path.is_file():
+    try:
+        logged = read_metrics(path)
+    except OSError as error:
+        log.warning("%s cannot be read: %s; the card has no metrics.", path, error)
         return {}
-    logged, found = read_metrics(path), {}
+    found = {}
     for name, words in _LOSSES.items():
         if values := [value for at, value in logged.get(name, []) if at <= batch]:
             found[words] = values[-1]
     return found
+
+
+def _metrics_file(config: TrainConfig, checkpoint: CheckpointFile, is_users: bool) -> Path | None:
+    """The run's metrics file, in the checkpoint's folder or in the one above it."""
+    if config.loggers.jsonl is None:
+        return None
+    path = Path(config.folder(config.loggers.jsonl.path))
+    try:
+        if not path.is_file():
+            return None
+        folder = checkpoint.path.parent.resolve()
+        beside = "://" not in checkpoint.url and path.resolve().parent in (folder, folder.parent)
+    except (OSError, ValueError):  # ValueError: no file can have such a name
+        return None
+    if is_users or beside:
+        return path
+    log.warning(
+        "The metrics file %s that %s names is not beside it and is not read; give the run's yaml "
+        "with --yaml for a card with metrics.", path, checkpoint.url,
+    )  # fmt: skip
+    return None
 
 
 def commonest_prompt(loader: LoaderConfig) -> tuple[str | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 MAX_JSON_BYTES = 1 << 26
@@ -16,11 +17,12 @@ _DIGITS = 19
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
+def parse_object(data: bytes, *, finite: bool = True) -> dict[str, Any]:
     """Parse a JSON object whose every value can be counted with, printed and written again.
 
     Args:
         data: The file.
+        finite: Refuse numbers that are not finite; metrics may be NaN.
 
     Raises:
         ValueError: It is not one; it is larger than MAX_JSON_BYTES or nested too deep; or it holds
@@ -31,7 +33,10 @@ def parse_object(data: bytes) -> dict[str, Any]:
     try:
         text = data.decode("utf-8")
         value = json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_refuse_number
+            text,
+            parse_int=_integer,
+            parse_float=_number if finite else float,
+            parse_constant=_refuse_number if finite else float,
         )
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -48,6 +53,62 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a file of JSON lines, of which the last may be half written.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its objects, numbers that are not finite among their values, and how many lines are none.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    rows, unread = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            rows.append(parse_object(line, finite=False))
+        except ValueError:
+            unread += bool(line.strip())
+    return rows, unread
+
+
+def fault_of(value: object, shape: Any, at: str = "it") -> str | None:
+    """Compare a JSON value with a shape.
+
+    Args:
+        value: The value.
+        shape: A predicate; a list of one shape, that of every entry; a dictionary of a shape for
+            each key, or with `str` for its one key, whose shape is that of every value.
+        at: What messages call the value.
+
+    Returns:
+        The first difference, in a line; None where there is none.
+    """
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{at} is {shown(value)}, not a list"
+        parts = [(f"{at}[{place}]", part, shape[0]) for place, part in enumerate(value)]
+    elif isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{at} is {shown(value)}, not an object"
+        kinds = dict.fromkeys(value, shape[str]) if str in shape else shape
+        if value.keys() != kinds.keys():
+            differing = sorted(value.keys() ^ kinds.keys())
+            return f"{at} has or lacks {shown(differing[0])}"
+        parts = [(f"{at}.{shown(key)[1:-1]}", value[key], kinds[key]) for key in value]
+    else:
+        return None if shape(value) else f"{at} is {shown(value)}"
+    found = (fault_of(part, kind, name) for name, part, kind in parts)
+    return next((fault for fault in found if fault is not None), None)
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is text that can be encoded: no half of a pair of surrogates is in it."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def shown(value: object) -> str:
     """Format a foreign value for a message: in one line that prints, and short."""
     text = repr(value)
@@ -55,8 +116,8 @@ def shown(value: object) -> str:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number of at least 0, and not a bool."""
-    return type(value) is int and value >= 0
+    """Whether a value is a whole number of at least 0 within int64, and not a bool."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _integer(digits: str) -> int:

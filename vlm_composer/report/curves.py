@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -91,7 +92,7 @@ def _retrieval(run: Run) -> Markup:
         "it is measured by callbacks.evidence, at each evaluation.",
         [Series("found", run.values("evidence/retrieval_accuracy"))],
         unit="share of images",
-        level=None if chance is None else ("guessing", chance),
+        level=("guessing", chance) if chance is not None and math.isfinite(chance) else None,
         from_zero=True,
         explain="Above the dashed line the model tells images apart.",
     )

@@ -7,13 +7,14 @@ callbacks off. A file that is missing or damaged is noted, never an error.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from vlm_composer.mds.json_object import MAX_JSON_BYTES, parse_object, read_rows
 
 MAX_PICTURE_BYTES = 2_000_000
 MAX_SIZE = 1e300
@@ -105,30 +106,19 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines."""
-    unread = 0
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        rows, unread = read_rows(path)
     except OSError as error:
         notes.append(f"{path.name} could not be read: {error.strerror}.")
-        return
-    else:
-        for line in text.split("\n"):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                unread += bool(line.strip())
-                continue
-            if isinstance(row, dict):
-                yield row
-            else:
-                unread += 1
+        return []
     if unread:
         notes.append(
             f"{unread} line{'s' * (unread > 1)} of {path.name} could not be read: the last one may "
             "be half written while the run goes on."
         )
+    return rows
 
 
 def _metrics(path: Path, notes: list[str]) -> dict[str, list[tuple[int, float]]]:
@@ -168,16 +158,13 @@ def _as_float(value: float) -> float:
 
 def _facts(path: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        with path.open("rb") as file:
+            return parse_object(file.read(MAX_JSON_BYTES + 1), finite=False)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         notes.append(f"run.json could not be read: {error}.")
         return None
-    if isinstance(facts, dict):
-        return facts
-    notes.append("run.json could not be read: it is not an object.")
-    return None
 
 
 def _warnings(path: Path, notes: list[str]) -> list[dict[str, Any]]:

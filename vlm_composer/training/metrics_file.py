@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from vlm_composer.local_files import RunLines
+from vlm_composer.mds.json_object import is_count, read_rows
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(LoggerDestination):
@@ -49,12 +52,22 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
         path: The file.
 
     Returns:
-        For each metric its values in the order written, each with its batch.
+        For each metric its values in the order written, each with its batch. Lines that are not
+        those of a run, as a half-written last one, are left out with a warning.
+
+    Raises:
+        OSError: It cannot be read.
     """
     metrics: dict[str, list[tuple[int, float]]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        batch = row.pop("batch")
+    rows, unread = read_rows(Path(path))
+    for row in rows:
+        batch = row.pop("batch", None)
+        if not is_count(batch):
+            unread += 1
+            continue
         for name, value in row.items():
-            metrics.setdefault(name, []).append((batch, value))
+            if type(value) in (int, float):
+                metrics.setdefault(name, []).append((batch, value))
+    if unread:
+        log.warning("%s: %d lines are not metrics of a run and are left out.", path, unread)
     return metrics
