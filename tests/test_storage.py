@@ -84,14 +84,19 @@ def test_parts_of_files_are_read(place, prefix, local):
     store = open_store(place + prefix)
     store.put(local(b"0123456789"), "a/ten")
     store.put(local(b""), "empty")
-    assert store.read("a/ten", 100) == b"0123456789"
-    assert store.read("a/ten", 4) == b"0123"
-    assert store.read("a/ten", 4, 3) == b"3456"
-    assert store.read("a/ten", 4, 8) == b"89"
-    assert store.read("a/ten", 4, 10) == store.read("a/ten", 0, 3) == store.read("empty", 4) == b""
+
+    def read(*arguments):
+        # As the product reads: fake-gcs-server resets a connection after a range beyond the end.
+        return ride_out(lambda: store.read(*arguments), "read", 60)
+
+    assert read("a/ten", 100) == b"0123456789"
+    assert read("a/ten", 4) == b"0123"
+    assert read("a/ten", 4, 3) == b"3456"
+    assert read("a/ten", 4, 8) == b"89"
+    assert read("a/ten", 4, 10) == read("a/ten", 0, 3) == read("empty", 4) == b""
     for name in ("absent", "a", "a/ten/more"):
         with pytest.raises(MissingFileError, match=f"holds no {name}: there is no such"):
-            ride_out(lambda name=name: store.read(name, 4), f"read {name}", 60)
+            read(name, 4)
 
 
 def test_no_more_is_written_than_a_file_may_have(place, local, tmp_path):
